@@ -1,0 +1,50 @@
+//! What a checkpoint format is to `ckptmerge`.
+//!
+//! A checkpoint file is a table of named tensors over bytes that are already where they are. A format maps a file's
+//! bytes to that table ([`Format::index`]) and, for writing, a table to header bytes and offsets
+//! ([`Format::plan_write`]). Both are pure functions: a format never opens a file, never moves tensor data and never
+//! trusts a length it has read. The host maps the file, checks every range against it once more, and moves the data.
+//!
+//! A new format is a crate that implements [`Format`] and one line in the host's `FORMATS` table.
+
+mod dtype;
+mod error;
+mod index;
+mod write;
+
+pub use dtype::{DType, Kind};
+pub use error::{Fault, FormatError};
+pub use index::{Data, Extent, Index, Metadata, Source, TensorInfo};
+pub use write::{Segment, TensorSpec, WritePlan};
+
+/// A checkpoint format: how to find the tensors in a file's bytes, and how to lay out new ones.
+pub trait Format: Sync {
+    /// The name in listings and on the command line, such as `safetensors`.
+    fn id(&self) -> &'static str;
+
+    /// One line for people: what the format is and where it comes from.
+    fn about(&self) -> &'static str;
+
+    /// File name endings that mean this format *when writing*. Reading goes by content alone.
+    fn extensions(&self) -> &'static [&'static str];
+
+    /// Whether a file of `len` bytes that begins with `head` is of this format.
+    ///
+    /// Cheap, and free of side effects: `head` is the first [`HEAD`] bytes, or the whole file if it is shorter.
+    fn recognises(&self, head: &[u8], len: u64) -> bool;
+
+    /// The table of tensors in `source`.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the file breaks the format's rules, exceeds its limits, or uses a part that is not supported.
+    fn index(&self, source: &dyn Source) -> Result<Index, FormatError>;
+
+    /// Where each of `tensors` goes in a new file, and the bytes around them.
+    ///
+    /// # Errors
+    /// [`FormatError`] if the format has no way to store one of the names, types or shapes.
+    fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError>;
+}
+
+/// How many of a file's first bytes [`Format::recognises`] is shown.
+pub const HEAD: usize = 64;

@@ -1,0 +1,168 @@
+//! The safetensors format: `u64` header length N, N bytes of JSON, then the elements, with no gaps.
+//!
+//! Source: <https://github.com/huggingface/safetensors#format>, format as of release 0.8. The `safetensors` crate has
+//! the last word on what is valid; this one first says which tensor is wrong and why, which the crate does not.
+//!
+//! Tied tensors follow the convention of `safetensors.torch.save_model`: the dropped name is a key of `__metadata__`
+//! whose value is the name of the tensor that was kept.
+
+use ckptmerge_format::{
+    DType, Data, Extent, Fault, Format, FormatError, Index, Metadata, Segment, Source, TensorInfo, TensorSpec,
+    WritePlan,
+};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+
+mod header;
+
+use header::Entry;
+
+/// The longest header the format allows, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
+/// Bytes of the length in front of the header; the header is padded so that the data is aligned to it.
+const LENGTH: u64 = 8;
+/// The key of free-form text among the tensor names.
+const METADATA: &str = "__metadata__";
+/// The key by which PyTorch's distributed checkpoints mark files whose tensors are slices of larger ones.
+const DCP_SHARDING_INFO: &str = "DCP_SHARDING_INFO";
+
+/// The safetensors format.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Safetensors;
+
+impl Format for Safetensors {
+    fn id(&self) -> &'static str {
+        "safetensors"
+    }
+
+    fn about(&self) -> &'static str {
+        "Hugging Face safetensors: single files, shards with an index, model folders and pipelines"
+    }
+
+    fn extensions(&self) -> &'static [&'static str] {
+        &["safetensors", "st", "sft"]
+    }
+
+    fn recognises(&self, head: &[u8], len: u64) -> bool {
+        // A length that fits, and an object behind it. A file cut inside its header is still recognised when the
+        // length is plausible, so that it is reported as damaged rather than as unknown.
+        let Some((length, rest)) = head.split_first_chunk::<8>() else { return false };
+        let length = u64::from_le_bytes(*length);
+        let plausible = length <= len.max(MAX_HEADER);
+        plausible && rest.first().map_or(len == LENGTH, |&byte| byte == b'{')
+    }
+
+    fn index(&self, source: &dyn Source) -> Result<Index, FormatError> {
+        let (entries, metadata, data_start) = read_header(source)?;
+        if metadata.contains_key(DCP_SHARDING_INFO) {
+            return Err(FormatError::unsupported(
+                "this file holds slices of tensors, written by torch.distributed.checkpoint's HuggingFaceStorageWriter",
+            )
+            .hint("join the shards first with torch.distributed.checkpoint's consolidate_safetensors_files"));
+        }
+        header::validate(&entries, &metadata, source.len() - data_start)?;
+
+        let by_name: HashMap<&str, &Entry> = entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
+        let (aliases, metadata): (Metadata, Metadata) = metadata
+            .into_iter()
+            .partition(|(key, target)| by_name.contains_key(target.as_str()) && !by_name.contains_key(key.as_str()));
+        let mut tensors: Vec<TensorInfo> = Vec::with_capacity(entries.len() + aliases.len());
+        tensors.extend(entries.iter().map(|entry| TensorInfo {
+            name: entry.name.clone(),
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            data: Data::Dense(Extent { offset: data_start + entry.start, length: entry.end - entry.start }),
+        }));
+        for (name, target) in aliases {
+            let entry = by_name[target.as_str()];
+            let (dtype, shape) = (entry.dtype, entry.shape.clone());
+            tensors.push(TensorInfo { name, dtype, shape, data: Data::Alias(target) });
+        }
+        Ok(Index { tensors, metadata })
+    }
+
+    fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
+        let mut offsets = vec![None; tensors.len()];
+        // Wider elements first, so that every tensor is aligned to its element; otherwise in the order given.
+        let mut order: Vec<usize> = (0..tensors.len()).filter(|&i| tensors[i].alias_of.is_none()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bits()));
+
+        let mut text = Map::new();
+        text.extend(metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))));
+        for tensor in tensors {
+            if tensor.name == METADATA {
+                return Err(FormatError::unsupported("safetensors reserves this name")
+                    .at(&tensor.name)
+                    .hint("rename it"));
+            }
+            if let Some(target) = &tensor.alias_of {
+                text.insert(tensor.name.clone(), Value::from(target.as_str()));
+            }
+        }
+
+        let mut header = Map::new();
+        if !text.is_empty() {
+            header.insert(METADATA.to_owned(), Value::Object(text));
+        }
+        let mut end = 0u64;
+        for i in order {
+            let tensor = &tensors[i];
+            let too_large = || FormatError::new(Fault::Limit, "the tensor's size overflows 64 bits").at(&tensor.name);
+            let elements = tensor.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).ok_or_else(too_large)?;
+            let length = tensor.dtype.size_of(elements).ok_or_else(too_large)?;
+            let start = end;
+            end = start.checked_add(length).ok_or_else(too_large)?;
+            offsets[i] = Some(start);
+            let entry = json!({"dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [start, end]});
+            if header.insert(tensor.name.clone(), entry).is_some() {
+                return Err(FormatError::corrupt("two tensors would have this name").at(&tensor.name));
+            }
+        }
+
+        let mut bytes = Value::Object(header).to_string().into_bytes();
+        bytes.resize(bytes.len().next_multiple_of(LENGTH as usize), b' ');
+        let length = bytes.len() as u64;
+        if length > MAX_HEADER {
+            return Err(FormatError::new(
+                Fault::Limit,
+                format!("the header would be {length} bytes; {MAX_HEADER} are allowed"),
+            )
+            .hint("write shards with --shard-size"));
+        }
+        bytes.splice(0..0, length.to_le_bytes());
+        let data_start = bytes.len() as u64;
+        for offset in offsets.iter_mut().flatten() {
+            *offset += data_start;
+        }
+        Ok(WritePlan::new(data_start + end, vec![Segment { offset: 0, bytes }], offsets))
+    }
+}
+
+/// The header's entries in the order of their bytes, its text, and where the data starts.
+fn read_header(source: &dyn Source) -> Result<(Vec<Entry>, Metadata, u64), FormatError> {
+    let available = source.len().checked_sub(LENGTH).ok_or_else(|| {
+        FormatError::corrupt(format!("the file has {} bytes; the header's length alone takes {LENGTH}", source.len()))
+    })?;
+    let mut length = [0; LENGTH as usize];
+    source.read_at(0, &mut length)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        let message = format!("the header claims {length} bytes; the format allows {MAX_HEADER}");
+        return Err(FormatError::new(Fault::Limit, message));
+    }
+    if length > available {
+        return Err(FormatError::corrupt(format!(
+            "the header claims {length} bytes, but only {available} follow: the file is cut short"
+        )));
+    }
+    let mut json = vec![0; length as usize];
+    source.read_at(LENGTH, &mut json)?;
+    let (entries, metadata) = header::parse(&json)?;
+    Ok((entries, metadata, LENGTH + length))
+}
+
+/// The type of the same name in the `safetensors` crate, which validates with it.
+fn crate_dtype(dtype: DType) -> Result<safetensors::Dtype, FormatError> {
+    serde_json::from_value(Value::from(dtype.name()))
+        .map_err(|_| FormatError::unsupported(format!("safetensors has no type {dtype}")))
+}

@@ -1,0 +1,66 @@
+//! The table of formats. A new one is a crate under `plugins/` and a line here.
+
+use super::file::DataFile;
+use crate::error::{Error, Result};
+use ckptmerge_format::{Format, FormatError, HEAD, Index, Source};
+use ckptmerge_format_safetensors::Safetensors;
+use std::path::Path;
+
+/// Every format that is built in, most specific first.
+pub static FORMATS: &[&dyn Format] = &[&Safetensors];
+
+/// The format of an open file, told by its content.
+///
+/// # Errors
+/// [`Error::Model`] if no format recognises it.
+pub(super) fn detect(file: &DataFile) -> Result<&'static dyn Format> {
+    let mut head = [0; HEAD];
+    let head = &mut head[..HEAD.min(file.length() as usize)];
+    file.read_at(0, head).map_err(|source| Error::Format { path: file.path().to_owned(), source })?;
+    FORMATS.iter().find(|format| format.recognises(head, file.length())).copied().ok_or_else(|| {
+        let what = match head {
+            [] => "the file is empty".to_owned(),
+            [b'P', b'K', 3, 4, ..] => "this is a zip file (PyTorch .ckpt or NumPy .npz?), which cannot be read yet".to_owned(),
+            [0x80, 2..=5, ..] => "this is a Python pickle (old PyTorch .ckpt?), which cannot be read yet".to_owned(),
+            [b'G', b'G', b'U', b'F', ..] => "this is a GGUF file, which cannot be read yet".to_owned(),
+            _ => "its content is of no known format".to_owned(),
+        };
+        let known: Vec<_> = FORMATS.iter().map(|format| format.id()).collect();
+        Error::model(file.path(), format!("{what}; known formats: {}", known.join(", ")))
+    })
+}
+
+/// The tensors of an open file, every range checked against its length.
+///
+/// # Errors
+/// [`Error::Format`] as the format says, or if it names bytes that are not there.
+pub(super) fn index(format: &dyn Format, file: &DataFile) -> Result<Index> {
+    let error = |source| Error::Format { path: file.path().to_owned(), source };
+    let index = format.index(file).map_err(error)?;
+    let mut names = std::collections::HashSet::with_capacity(index.tensors.len());
+    for tensor in &index.tensors {
+        let wrong = |message: &str| Err(error(FormatError::corrupt(message).at(&tensor.name)));
+        if !names.insert(tensor.name.as_str()) {
+            return wrong("the name stands twice in the file");
+        }
+        let Some(size) = tensor.elements().and_then(|elements| tensor.dtype.size_of(elements)) else {
+            return wrong("its size overflows");
+        };
+        if let ckptmerge_format::Data::Dense(extent) = &tensor.data {
+            if extent.length != size {
+                return wrong("its bytes do not match its type and shape");
+            }
+            if extent.offset.checked_add(extent.length).is_none_or(|end| end > file.length()) {
+                return wrong("its bytes reach past the end of the file");
+            }
+        }
+    }
+    Ok(index)
+}
+
+/// The format that `path`'s ending names for writing.
+#[must_use]
+pub fn by_extension(path: &Path) -> Option<&'static dyn Format> {
+    let ending = path.extension()?.to_str()?;
+    FORMATS.iter().find(|format| format.extensions().iter().any(|known| known.eq_ignore_ascii_case(ending))).copied()
+}

@@ -1,0 +1,231 @@
+//! `ckptmerge merge`
+
+use super::report::{count, print};
+use super::{Common, Run, named};
+use crate::dtype::DType;
+use crate::error::{Bytes, Error};
+use crate::recipe::{Formula, Missing, Models, Plan, Prediction, Recipe, Target};
+use clap::Args;
+use regex::Regex;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Merge models into one
+///
+/// Reads every model once, in fixed memory, and writes the merged one whole or not at all. Elements are computed in
+/// 32-bit floats (64-bit where an input or the output is F64) and rounded once. Tensors of integers and other types
+/// that are not computed with must be equal in all models, and are copied.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  ckptmerge merge a.st b.st --weights 0.6,0.4 -o merged.safetensors
+  ckptmerge merge --base base/ tuned-1/ tuned-2/ --weights 0.3,0.5 --dtype bf16 -o merged/
+  ckptmerge merge a.st b.st --weights 0.5,0.5 --weights-for 'attn=0.2,0.8' --explain --dry-run")]
+pub(super) struct Merge {
+    /// The models, in the order of their weights
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    /// The file or folder to write; a folder if the models are folders and it has no .safetensors ending
+    #[arg(short, long, value_name = "OUT", required_unless_present_any = ["dry_run", "explain"])]
+    output: Option<PathBuf>,
+    /// One weight per model, such as 0.6,0.4 [default: 1/N each for linear, 1 each for task-arithmetic]
+    #[arg(short, long, value_name = "W,W,…", value_delimiter = ',', allow_hyphen_values = true)]
+    weights: Option<Vec<f64>>,
+    /// Weights for the tensors whose name matches; may be repeated, and the first match counts
+    #[arg(long, value_name = "REGEX=W,W,…", value_parser = weights_for, allow_hyphen_values = true)]
+    weights_for: Vec<(Regex, Vec<f64>)>,
+    /// The model that the others were tuned from
+    #[arg(short, long, value_name = "MODEL")]
+    base: Option<PathBuf>,
+    /// How to merge; `ckptmerge methods` lists them [default: linear, or task-arithmetic with --base]
+    #[arg(short, long, value_name = "NAME")]
+    method: Option<String>,
+    /// A parameter of the method, such as lambda=0.5
+    #[arg(short, long = "parameter", value_name = "KEY=VALUE", value_parser = parameter)]
+    parameters: Vec<(String, f64)>,
+    /// The type of merged tensors: f32, bf16, f16, f64, f8_e4m3, f8_e5m2 [default: holds all inputs']
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    dtype: Option<DType>,
+    /// Divide weights by their sum
+    #[arg(long, overrides_with = "no_normalize")]
+    normalize: bool,
+    /// Use weights as they are given (the default)
+    #[arg(long)]
+    no_normalize: bool,
+    /// Merge only tensors whose name matches; others are copied from the base, or else the first model
+    #[arg(long, value_name = "REGEX")]
+    include: Vec<Regex>,
+    /// Do not merge tensors whose name matches: copy them from the base, or else the first model
+    #[arg(long, value_name = "REGEX")]
+    exclude: Vec<Regex>,
+    /// What becomes of tensors that some models lack
+    ///
+    /// `error` refuses the merge; `base` copies what the base (or else the first model) has and leaves out the rest;
+    /// `skip` leaves them out.
+    #[arg(long, value_name = "WHAT", default_value = "error", value_parser = named(&Missing::NAMES))]
+    missing: Missing,
+    /// Write a folder of files with at most this much tensor data each, such as 5GB, and an index
+    #[arg(long, value_name = "SIZE", value_parser = Bytes::parse)]
+    shard_size: Option<Bytes>,
+    /// Show the effective formula of each group of tensors; without -o, only that
+    #[arg(long)]
+    explain: bool,
+    /// Show what would be read, written and needed, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not wait until the output is on the disk
+    ///
+    /// It then still appears only when it is complete, but a power failure shortly after may lose it.
+    #[arg(long)]
+    no_sync: bool,
+}
+
+fn dtype(text: &str) -> Result<DType, Error> {
+    DType::parse(text).ok_or_else(|| Error::unknown("type", text, DType::all().map(DType::name)))
+}
+
+fn weights_for(text: &str) -> Result<(Regex, Vec<f64>), String> {
+    let (pattern, weights) = text.rsplit_once('=').ok_or("write it as REGEX=weight,weight,…")?;
+    let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
+    let number = |text: &str| text.trim().parse::<f64>().map_err(|_| format!("`{text}` is not a number"));
+    Ok((pattern, weights.split(',').map(number).collect::<Result<_, _>>()?))
+}
+
+fn parameter(text: &str) -> Result<(String, f64), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
+    Ok((name.to_owned(), value.trim().parse().map_err(|_| format!("`{value}` is not a number"))?))
+}
+
+impl Merge {
+    fn recipe(&self) -> Result<Recipe, Error> {
+        let method = self.method.as_deref().unwrap_or(if self.base.is_some() { "task-arithmetic" } else { "linear" });
+        Ok(Recipe {
+            weights: self.weights.clone(),
+            weights_for: self.weights_for.clone(),
+            parameters: self.parameters.iter().cloned().collect(),
+            normalize: self.normalize,
+            dtype: self.dtype,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            missing: self.missing,
+            ..Recipe::new(method)?
+        })
+    }
+}
+
+impl Run for Merge {
+    fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
+        let report = common.report();
+        let mut settings = common.settings();
+        settings.sync = !self.no_sync;
+        let recipe = self.recipe()?;
+        let models = Models::open(&self.models, self.base.as_deref(), common.io)?;
+        models.all().flat_map(|model| model.warnings()).for_each(|warning| report.warn(warning));
+        let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
+        if !plan.left_out.is_empty() {
+            let names = shortened(&plan.left_out);
+            report.warn(&format!("the output leaves out {}: {names}", count(plan.left_out.len() as u64, "tensor")));
+        }
+        for large in models.reference().layout().companions()?.1 {
+            report.warn(&format!("{} is too large for a small file and is not copied along", large.display()));
+        }
+
+        let formulas = plan.formulas();
+        report.note(|| explained(&formulas));
+        if self.explain && !common.json && !common.quiet {
+            print(&explained(&formulas))?;
+        }
+        // A plan without a place to go is laid out as if it went beside the models, to be measured.
+        let path = self.output.clone().unwrap_or_else(|| PathBuf::from(if models.reference().layout().is_folder { "merged" } else { "merged.safetensors" }));
+        let target = Target { path, shard_size: self.shard_size };
+        let predicted = plan.predict(&target, &settings)?;
+        if self.dry_run || self.output.is_none() {
+            let text = || if self.dry_run { would(&plan, &target, predicted) } else { String::new() };
+            report.answer(text, || document(&plan, &target, predicted, &formulas, None))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+
+        let start = Instant::now();
+        let written = report.watched(predicted.written.0, |control| plan.emit(&target, &settings, control))?;
+        let seconds = start.elapsed().as_secs_f64();
+        report.answer(
+            || done(&plan, &target, written, seconds),
+            || document(&plan, &target, written, &formulas, Some(seconds)),
+        )?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The first few names of many.
+fn shortened(names: &[String]) -> String {
+    let more = if names.len() > 5 { ", …" } else { "" };
+    format!("{}{more}", names.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", "))
+}
+
+fn explained(formulas: &[Formula]) -> String {
+    let mut text = String::new();
+    for formula in formulas {
+        let mut inputs = formula.inputs.clone();
+        inputs.dedup();
+        let inputs = inputs.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ");
+        text += &format!(
+            "{}\n    {} ({inputs} → {}): {}\n",
+            formula.text,
+            count(formula.tensors.len() as u64, "tensor"),
+            formula.output,
+            shortened(&formula.tensors)
+        );
+    }
+    text
+}
+
+fn would(plan: &Plan<'_>, target: &Target, predicted: Prediction) -> String {
+    let Prediction { read, written, memory, files } = predicted;
+    format!(
+        "{} would have {} in {} ({written})\n  method   {}: {}\n  reads    {read}\n  memory   {memory} at its peak, beside pages of mapped inputs\n",
+        target.path.display(),
+        count(plan.tensors.len() as u64, "tensor"),
+        count(files as u64, "file"),
+        plan.recipe.method.name(),
+        plan.recipe.method.formula(),
+    )
+}
+
+fn done(plan: &Plan<'_>, target: &Target, written: Prediction, seconds: f64) -> String {
+    let rate = (written.read.0 + written.written.0) as f64 / seconds.max(1e-9);
+    format!(
+        "{}: {}, {} in {seconds:.2} s ({}/s read and written)\n",
+        target.path.display(),
+        count(plan.tensors.len() as u64, "tensor"),
+        written.written,
+        Bytes(rate as u64),
+    )
+}
+
+fn document(plan: &Plan<'_>, target: &Target, cost: Prediction, formulas: &[Formula], seconds: Option<f64>) -> Value {
+    let formulas: Vec<Value> = formulas
+        .iter()
+        .map(|formula| {
+            json!({
+                "formula": formula.text,
+                "inputs": formula.inputs.iter().map(|dtype| dtype.name()).collect::<Vec<_>>(),
+                "output": formula.output.name(),
+                "tensors": formula.tensors,
+            })
+        })
+        .collect();
+    json!({
+        "output": target.path,
+        "method": plan.recipe.method.name(),
+        "written": seconds.is_some(),
+        "seconds": seconds,
+        "tensors": plan.tensors.len(),
+        "files": cost.files,
+        "bytes_read": cost.read.0,
+        "bytes_written": cost.written.0,
+        "peak_memory": cost.memory.0,
+        "left_out": plan.left_out,
+        "formulas": formulas,
+    })
+}

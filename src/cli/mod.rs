@@ -1,0 +1,173 @@
+//! The command line. One file a subcommand, one line in [`subcommands!`] each.
+//!
+//! Exit codes: 0 done, 1 failed (for `diff`: different), 2 wrong usage. People's text and JSON go to stdout, progress
+//! and warnings to stderr.
+
+mod completions;
+mod diff;
+mod formats;
+mod inspect;
+mod man;
+mod merge;
+mod methods;
+mod report;
+
+use crate::checkpoint::IoMode;
+use crate::error::{Bytes, Error};
+use crate::stream::Settings;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use report::Report;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+
+/// What a subcommand does with its arguments.
+trait Run {
+    /// Runs to the end; the exit code is the command's own where it did not fail.
+    fn run(self, common: &Common) -> anyhow::Result<ExitCode>;
+}
+
+macro_rules! subcommands {
+    ($($name:ident in $module:ident),* $(,)?) => {
+        #[derive(Subcommand)]
+        enum Subcommands {
+            $($name($module::$name),)*
+        }
+
+        impl Run for Subcommands {
+            fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
+                match self {
+                    $(Self::$name(command) => command.run(common),)*
+                }
+            }
+        }
+    };
+}
+
+subcommands! {
+    Merge in merge,
+    Inspect in inspect,
+    Diff in diff,
+    Methods in methods,
+    Formats in formats,
+    Completions in completions,
+    Man in man,
+}
+
+/// Merges, inspects and compares model checkpoints.
+///
+/// A MODEL is a safetensors file, an index of shards (…safetensors.index.json), a Hugging Face folder or a diffusers
+/// pipeline. What it is is told by its content, not by its name.
+#[derive(Parser)]
+#[command(name = "ckptmerge", version, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Example: ckptmerge merge a.st b.st --weights 0.6,0.4 -o merged.safetensors")]
+struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Options of every subcommand.
+#[derive(Args)]
+#[command(next_help_heading = "Common options")]
+struct Common {
+    /// Print one JSON document instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more about what is done
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Threads [default: all cores]
+    #[arg(short = 'j', long, global = true, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Keep resident memory, mapped pages included, below this
+    ///
+    /// 256M, 64MiB, … At least 32MiB are needed. Without it, pages of inputs that are mapped stay until the system
+    /// wants them back, unless the inputs exceed half of the memory that is free.
+    #[arg(long, global = true, value_name = "SIZE", value_parser = memory)]
+    memory: Option<Bytes>,
+    /// How inputs are read: auto, mmap or pread
+    ///
+    /// `auto` maps local files and reads those on network file systems, where a mapped page that cannot be fetched
+    /// ends the process.
+    #[arg(long, global = true, value_name = "MODE", default_value = "auto", value_parser = named(&IoMode::NAMES))]
+    io: IoMode,
+}
+
+impl Common {
+    fn settings(&self) -> Settings {
+        Settings { threads: self.threads, memory: self.memory.map(|bytes| bytes.0), sync: true }
+    }
+
+    fn report(&self) -> Report {
+        Report::new(self.json, self.quiet, self.verbose)
+    }
+}
+
+/// Below this there is no room for the program and its buffers.
+const MEMORY_MIN: Bytes = Bytes(32 << 20);
+
+fn memory(text: &str) -> Result<Bytes, Error> {
+    let bytes = Bytes::parse(text)?;
+    if bytes < MEMORY_MIN {
+        return Err(Error::Recipe(format!("{text} is too little; at least 32MiB are needed")));
+    }
+    Ok(bytes)
+}
+
+/// A parser for the names of a table of values, which help and errors list.
+fn named<T: Copy + Send + Sync>(names: &'static [(&'static str, T)]) -> impl clap::builder::TypedValueParser<Value = T>
+where
+    T: Clone + 'static,
+{
+    use clap::builder::{PossibleValuesParser, TypedValueParser};
+    PossibleValuesParser::new(names.iter().map(|(name, _)| *name)).map(move |text: String| {
+        // The parser has let only names of the table through; the first stands for none.
+        names.iter().find(|(name, _)| *name == text).map_or(names[0].1, |(_, value)| *value)
+    })
+}
+
+/// The whole command line, for help, completions and manual pages.
+fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses the command line, runs it, and reports an error.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.run(&cli.common) {
+        Ok(code) => code,
+        Err(error) => {
+            // `{:#}` prints the whole chain on one line.
+            eprintln!("error: {error:#}");
+            match error.downcast_ref::<Error>() {
+                Some(Error::Recipe(_) | Error::Unknown { .. }) => ExitCode::from(2),
+                // As shells report a program that SIGINT ended.
+                Some(Error::Interrupted) => ExitCode::from(130),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_has_help_with_an_example() {
+        for subcommand in super::command().get_subcommands() {
+            let name = subcommand.get_name();
+            assert!(subcommand.get_about().is_some(), "{name} has no help");
+            let example = subcommand.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(example.contains(&format!("ckptmerge {name}")), "{name}'s help has no example");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What people see: text and JSON on stdout, progress, warnings and notes on stderr.
+
+use crate::stream::Control;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::AtomicBool;
+
+/// Set by Ctrl-C and by the signals that ask a process to end.
+static CANCEL: AtomicBool = AtomicBool::new(false);
+
+/// Where a subcommand says things.
+pub(super) struct Report {
+    json: bool,
+    quiet: bool,
+    verbose: bool,
+}
+
+impl Report {
+    pub(super) fn new(json: bool, quiet: bool, verbose: bool) -> Self {
+        Self { json, quiet, verbose }
+    }
+
+    /// The answer: `json` if that was asked for, else `text` unless it should be quiet.
+    pub(super) fn answer(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) -> anyhow::Result<()> {
+        if self.json {
+            print(&format!("{:#}\n", json()))
+        } else if self.quiet {
+            Ok(())
+        } else {
+            print(&text())
+        }
+    }
+
+    /// Something odd that does not stop the run.
+    pub(super) fn warn(&self, message: &str) {
+        if !self.quiet {
+            eprintln!("warning: {message}");
+        }
+    }
+
+    /// Something that only the curious want to know.
+    pub(super) fn note(&self, message: impl FnOnce() -> String) {
+        if self.verbose {
+            eprintln!("{}", message());
+        }
+    }
+
+    /// Runs `work` with a bar over `total` bytes, on a terminal, and stops it on Ctrl-C.
+    pub(super) fn watched<T>(&self, total: u64, work: impl FnOnce(Control<'_>) -> crate::Result<T>) -> crate::Result<T> {
+        // Only the first call installs the handler; without one, Ctrl-C ends the process and the next run cleans up.
+        let _ = ctrlc::set_handler(|| CANCEL.store(true, std::sync::atomic::Ordering::Relaxed));
+        let shown = !self.quiet && io::stderr().is_terminal();
+        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        if let Ok(style) = ProgressStyle::with_template(
+            "{bar:32} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left",
+        ) {
+            bar.set_style(style.progress_chars("━╸ "));
+        }
+        let result = work(Control { progress: &|bytes| bar.inc(bytes), cancel: &CANCEL });
+        bar.finish_and_clear();
+        result
+    }
+}
+
+/// Prints to stdout. A reader that has had enough, as `head` does, ends the process without a word.
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        result => Ok(result?),
+    }
+}
+
+/// A table without rules, as wide as its content; columns whose heading is in `right` are numbers.
+pub(super) fn table(headings: &[&str], right: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headings.iter().copied());
+    for row in rows {
+        table.add_row(row);
+    }
+    for (index, heading) in headings.iter().enumerate() {
+        if let Some(column) = table.column_mut(index) {
+            // Two spaces between columns, none before the first.
+            column.set_padding((0, 2));
+            if right.contains(heading) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+    }
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// `12345678` as `12,345,678`.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `[2, 3]` as `2×3`; a scalar as `scalar`.
+pub(super) fn shape(shape: &[u64]) -> String {
+    if shape.is_empty() {
+        return "scalar".to_owned();
+    }
+    shape.iter().map(u64::to_string).collect::<Vec<_>>().join("×")
+}
+
+/// One of a thing, several of others: `1 tensor`, `2 tensors`.
+pub(super) fn count(number: u64, thing: &str) -> String {
+    format!("{} {thing}{}", grouped(number), if number == 1 { "" } else { "s" })
+}

@@ -1,0 +1,234 @@
+//! What a kernel sees of an instruction set: registers of f32, and how the three fast types get in and out of them.
+//!
+//! A [`Kernel`] is written once, over any [`Isa`]; [`Isa::run`] compiles it anew for each. The pattern is memchr's and
+//! pulp's: the kernel is `#[inline(always)]` and ends up inside a function that has the target features.
+//!
+//! [`Portable`] has no instructions of its own. Its registers are arrays, its operations loops over [`super::scalar`],
+//! and so it is what the others are compared with.
+
+use super::scalar::{self, Bf16, Element, F16};
+
+/// Work that is to be compiled for an instruction set.
+pub(super) trait Kernel {
+    /// Must be `#[inline(always)]`, and so must all that it calls.
+    fn call<I: Isa>(self, isa: I);
+}
+
+/// An instruction set. A value of the type is the proof that this CPU has it.
+///
+/// Slices must hold at least the elements that are read or written; a shorter one panics.
+pub(super) trait Isa: Copy {
+    /// A register of [`Isa::LANES`] f32.
+    type V: Copy;
+    /// f32 per register, at most [`MAX_LANES`].
+    const LANES: usize;
+
+    /// Runs `kernel`, compiled for this instruction set.
+    fn run<K: Kernel>(self, kernel: K);
+
+    fn splat(self, value: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// Numbers that are f32 already, kept bit for bit.
+    fn read(self, values: &[f32]) -> Self::V;
+    fn write(self, v: Self::V, values: &mut [f32]);
+
+    fn load_f32(self, bytes: &[u8]) -> Self::V;
+    fn load_f16(self, bytes: &[u8]) -> Self::V;
+    fn load_bf16(self, bytes: &[u8]) -> Self::V;
+
+    fn store_f32(self, v: Self::V, bytes: &mut [u8]);
+    fn store_f16(self, v: Self::V, bytes: &mut [u8]);
+    fn store_bf16(self, v: Self::V, bytes: &mut [u8]);
+
+    /// Twice [`Isa::LANES`] BF16: those at even places, then those at odd ones.
+    ///
+    /// A BF16 at an odd place is an f32 under a mask, at an even place under a shift, so this is half the work of
+    /// loading them in order, and its inverse a third.
+    fn load_bf16_halves(self, bytes: &[u8]) -> [Self::V; 2];
+    fn store_bf16_halves(self, halves: [Self::V; 2], bytes: &mut [u8]);
+}
+
+/// The most lanes of any [`Isa`].
+pub(super) const MAX_LANES: usize = 16;
+
+/// How elements of one type move between memory and a pair of registers.
+pub(super) trait Codec {
+    /// Bytes per element.
+    const BYTES: usize;
+    fn load<I: Isa>(isa: I, bytes: &[u8]) -> [I::V; 2];
+    fn store<I: Isa>(isa: I, pair: [I::V; 2], bytes: &mut [u8]);
+}
+
+macro_rules! in_order {
+    ($codec:ty, $bytes:literal, $load:ident, $store:ident) => {
+        impl Codec for $codec {
+            const BYTES: usize = $bytes;
+            #[inline(always)]
+            fn load<I: Isa>(isa: I, bytes: &[u8]) -> [I::V; 2] {
+                [isa.$load(bytes), isa.$load(&bytes[I::LANES * $bytes..])]
+            }
+            #[inline(always)]
+            fn store<I: Isa>(isa: I, [low, high]: [I::V; 2], bytes: &mut [u8]) {
+                isa.$store(low, bytes);
+                isa.$store(high, &mut bytes[I::LANES * $bytes..]);
+            }
+        }
+    };
+}
+
+in_order!(f32, 4, load_f32, store_f32);
+in_order!(F16, 2, load_f16, store_f16);
+in_order!(Bf16, 2, load_bf16, store_bf16);
+
+/// BF16 in the order of [`Isa::load_bf16_halves`]: for kernels that load and store nothing else.
+pub(super) struct Bf16Halves;
+
+impl Codec for Bf16Halves {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, bytes: &[u8]) -> [I::V; 2] {
+        isa.load_bf16_halves(bytes)
+    }
+    #[inline(always)]
+    fn store<I: Isa>(isa: I, pair: [I::V; 2], bytes: &mut [u8]) {
+        isa.store_bf16_halves(pair, bytes);
+    }
+}
+
+/// The first `N` elements: a length check that disappears where the compiler knows the length.
+#[inline(always)]
+pub(super) fn first<T, const N: usize>(values: &[T]) -> &[T; N] {
+    values.first_chunk().expect("a whole register's worth of elements")
+}
+
+/// [`first`], to be written to.
+#[inline(always)]
+pub(super) fn first_mut<T, const N: usize>(values: &mut [T]) -> &mut [T; N] {
+    values.first_chunk_mut().expect("a whole register's worth of elements")
+}
+
+/// No instruction set: arrays, and whatever the compiler makes of loops over them.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+/// Enough for two SSE2 or NEON registers.
+const LANES: usize = 8;
+
+#[inline(always)]
+fn zip(a: [f32; LANES], b: [f32; LANES], op: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = op(a[i], b[i]);
+    }
+    out
+}
+
+#[inline(always)]
+fn load<E: Element<N>, const N: usize>(bytes: &[u8]) -> [f32; LANES] {
+    let elements: &[[u8; N]; LANES] = first(bytes.as_chunks().0);
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = E::to_f32(elements[i]);
+    }
+    out
+}
+
+#[inline(always)]
+fn store<E: Element<N>, const N: usize>(v: [f32; LANES], bytes: &mut [u8]) {
+    let elements: &mut [[u8; N]; LANES] = first_mut(bytes.as_chunks_mut().0);
+    for i in 0..LANES {
+        elements[i] = E::from_f32(v[i]);
+    }
+}
+
+impl Isa for Portable {
+    type V = [f32; LANES];
+    const LANES: usize = LANES;
+
+    fn run<K: Kernel>(self, kernel: K) {
+        kernel.call(self);
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::V {
+        [value; LANES]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn read(self, values: &[f32]) -> Self::V {
+        *first(values)
+    }
+    #[inline(always)]
+    fn write(self, v: Self::V, values: &mut [f32]) {
+        *first_mut(values) = v;
+    }
+
+    #[inline(always)]
+    fn load_f32(self, bytes: &[u8]) -> Self::V {
+        load::<f32, 4>(bytes)
+    }
+    #[inline(always)]
+    fn load_f16(self, bytes: &[u8]) -> Self::V {
+        load::<F16, 2>(bytes)
+    }
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8]) -> Self::V {
+        load::<Bf16, 2>(bytes)
+    }
+
+    #[inline(always)]
+    fn store_f32(self, v: Self::V, bytes: &mut [u8]) {
+        store::<f32, 4>(v, bytes);
+    }
+    #[inline(always)]
+    fn store_f16(self, v: Self::V, bytes: &mut [u8]) {
+        store::<F16, 2>(v, bytes);
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: Self::V, bytes: &mut [u8]) {
+        store::<Bf16, 2>(v, bytes);
+    }
+
+    #[inline(always)]
+    fn load_bf16_halves(self, bytes: &[u8]) -> [Self::V; 2] {
+        let words: &[[u8; 4]; LANES] = first(bytes.as_chunks().0);
+        let mut halves = [[0.0; LANES]; 2];
+        for i in 0..LANES {
+            let word = u32::from_le_bytes(words[i]);
+            halves[0][i] = f32::from_bits(word << 16);
+            halves[1][i] = f32::from_bits(word & 0xffff_0000);
+        }
+        halves
+    }
+    #[inline(always)]
+    fn store_bf16_halves(self, halves: [Self::V; 2], bytes: &mut [u8]) {
+        let words: &mut [[u8; 4]; LANES] = first_mut(bytes.as_chunks_mut().0);
+        for i in 0..LANES {
+            let even = round_to_upper_half(halves[0][i]) >> 16;
+            let odd = round_to_upper_half(halves[1][i]) & 0xffff_0000;
+            words[i] = (even | odd).to_le_bytes();
+        }
+    }
+}
+
+/// The BF16 nearest to `value` in the upper half, ties to even; the lower half is left over.
+#[inline(always)]
+fn round_to_upper_half(value: f32) -> u32 {
+    let bits = scalar::canonical(value).to_bits();
+    bits + 0x7fff + ((bits >> 16) & 1)
+}

@@ -1,0 +1,304 @@
+//! The registers of x86-64: AVX2 with F16C, and AVX-512.
+//!
+//! Three things differ from the obvious instructions. BF16 is rounded by integer arithmetic, for `vcvtneps2bf16` takes
+//! subnormals for zero. Products and sums are never fused, for `a·b + c` rounded once is another number. Every NaN
+//! becomes the canonical one just before it is narrowed.
+#![expect(unsafe_code, reason = "intrinsics; each is guarded by a token that only feature detection hands out")]
+
+use std::arch::x86_64::*;
+
+use super::lanes::{Isa, Kernel, first, first_mut};
+use super::scalar::NAN_F32;
+
+/// AVX2 and F16C are there.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+/// AVX-512 F, BW, VL and DQ are there, and all of [`Avx2`].
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(());
+
+impl Avx2 {
+    pub(super) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(Self(()))
+    }
+
+    /// Canonical NaNs for any NaN.
+    #[inline(always)]
+    fn canonical(self, v: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_blendv_ps(v, _mm256_set1_ps(NAN_F32), _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v)) }
+    }
+
+    /// The BF16 nearest to each in its upper half; the lower half is left over.
+    #[inline(always)]
+    fn round_to_upper_half(self, v: __m256) -> __m256i {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let bits = _mm256_castps_si256(self.canonical(v));
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd)
+        }
+    }
+}
+
+impl Isa for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+
+    fn run<K: Kernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,f16c")]
+        fn compiled<K: Kernel>(isa: Avx2, kernel: K) {
+            kernel.call(isa);
+        }
+        // SAFETY: `self` proves AVX2 and F16C.
+        unsafe { compiled(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m256 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_set1_ps(value) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn read(self, values: &[f32]) -> __m256 {
+        let values: &[f32; 8] = first(values);
+        // SAFETY: `self` proves AVX2; eight f32 are there.
+        unsafe { _mm256_loadu_ps(values.as_ptr()) }
+    }
+    #[inline(always)]
+    fn write(self, v: __m256, values: &mut [f32]) {
+        let values: &mut [f32; 8] = first_mut(values);
+        // SAFETY: `self` proves AVX2; eight f32 are there.
+        unsafe { _mm256_storeu_ps(values.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, bytes: &[u8]) -> __m256 {
+        let bytes: &[u8; 32] = first(bytes);
+        // SAFETY: `self` proves AVX2; 32 bytes are there.
+        unsafe { _mm256_loadu_ps(bytes.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn load_f16(self, bytes: &[u8]) -> __m256 {
+        let bytes: &[u8; 16] = first(bytes);
+        // SAFETY: `self` proves F16C; 16 bytes are there.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8]) -> __m256 {
+        let bytes: &[u8; 16] = first(bytes);
+        // SAFETY: `self` proves AVX2; 16 bytes are there.
+        unsafe {
+            let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+        }
+    }
+
+    #[inline(always)]
+    fn store_f32(self, v: __m256, bytes: &mut [u8]) {
+        let bytes: &mut [u8; 32] = first_mut(bytes);
+        // SAFETY: `self` proves AVX2; 32 bytes are there.
+        unsafe { _mm256_storeu_ps(bytes.as_mut_ptr().cast(), self.canonical(v)) }
+    }
+    #[inline(always)]
+    fn store_f16(self, v: __m256, bytes: &mut [u8]) {
+        let bytes: &mut [u8; 16] = first_mut(bytes);
+        // SAFETY: `self` proves F16C; 16 bytes are there.
+        unsafe {
+            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.canonical(v));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), halves);
+        }
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: __m256, bytes: &mut [u8]) {
+        let bytes: &mut [u8; 16] = first_mut(bytes);
+        // SAFETY: `self` proves AVX2; 16 bytes are there.
+        unsafe {
+            let words = _mm256_srli_epi32::<16>(self.round_to_upper_half(v));
+            let packed = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(bytes.as_mut_ptr().cast(), packed);
+        }
+    }
+
+    #[inline(always)]
+    fn load_bf16_halves(self, bytes: &[u8]) -> [__m256; 2] {
+        let bytes: &[u8; 32] = first(bytes);
+        // SAFETY: `self` proves AVX2; 32 bytes are there.
+        unsafe {
+            let words = _mm256_loadu_si256(bytes.as_ptr().cast());
+            let odd = _mm256_and_si256(words, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(words)), _mm256_castsi256_ps(odd)]
+        }
+    }
+    #[inline(always)]
+    fn store_bf16_halves(self, [even, odd]: [__m256; 2], bytes: &mut [u8]) {
+        let bytes: &mut [u8; 32] = first_mut(bytes);
+        // SAFETY: `self` proves AVX2; 32 bytes are there.
+        unsafe {
+            let even = _mm256_srli_epi32::<16>(self.round_to_upper_half(even));
+            let words = _mm256_blend_epi16::<0b1010_1010>(even, self.round_to_upper_half(odd));
+            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), words);
+        }
+    }
+}
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq");
+        Avx2::detect().filter(|_| avx512).map(|_| Self(()))
+    }
+
+    /// Canonical NaNs for any NaN.
+    #[inline(always)]
+    fn canonical(self, v: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v), _mm512_set1_ps(NAN_F32)) }
+    }
+
+    /// The BF16 nearest to each in its upper half; the lower half is left over.
+    #[inline(always)]
+    fn round_to_upper_half(self, v: __m512) -> __m512i {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let bits = _mm512_castps_si512(self.canonical(v));
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd)
+        }
+    }
+}
+
+impl Isa for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+
+    fn run<K: Kernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+        fn compiled<K: Kernel>(isa: Avx512, kernel: K) {
+            kernel.call(isa);
+        }
+        // SAFETY: `self` proves AVX-512, AVX2 and F16C.
+        unsafe { compiled(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn read(self, values: &[f32]) -> __m512 {
+        let values: &[f32; 16] = first(values);
+        // SAFETY: `self` proves AVX-512; sixteen f32 are there.
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+    #[inline(always)]
+    fn write(self, v: __m512, values: &mut [f32]) {
+        let values: &mut [f32; 16] = first_mut(values);
+        // SAFETY: `self` proves AVX-512; sixteen f32 are there.
+        unsafe { _mm512_storeu_ps(values.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, bytes: &[u8]) -> __m512 {
+        let bytes: &[u8; 64] = first(bytes);
+        // SAFETY: `self` proves AVX-512; 64 bytes are there.
+        unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn load_f16(self, bytes: &[u8]) -> __m512 {
+        let bytes: &[u8; 32] = first(bytes);
+        // SAFETY: `self` proves AVX-512; 32 bytes are there.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8]) -> __m512 {
+        let bytes: &[u8; 32] = first(bytes);
+        // SAFETY: `self` proves AVX-512; 32 bytes are there.
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
+
+    #[inline(always)]
+    fn store_f32(self, v: __m512, bytes: &mut [u8]) {
+        let bytes: &mut [u8; 64] = first_mut(bytes);
+        // SAFETY: `self` proves AVX-512; 64 bytes are there.
+        unsafe { _mm512_storeu_ps(bytes.as_mut_ptr().cast(), self.canonical(v)) }
+    }
+    #[inline(always)]
+    fn store_f16(self, v: __m512, bytes: &mut [u8]) {
+        let bytes: &mut [u8; 32] = first_mut(bytes);
+        // SAFETY: `self` proves AVX-512; 32 bytes are there.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.canonical(v));
+            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), halves);
+        }
+    }
+    #[inline(always)]
+    fn store_bf16(self, v: __m512, bytes: &mut [u8]) {
+        let bytes: &mut [u8; 32] = first_mut(bytes);
+        // SAFETY: `self` proves AVX-512; 32 bytes are there.
+        unsafe {
+            let words = _mm512_srli_epi32::<16>(self.round_to_upper_half(v));
+            _mm256_storeu_si256(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(words));
+        }
+    }
+
+    #[inline(always)]
+    fn load_bf16_halves(self, bytes: &[u8]) -> [__m512; 2] {
+        let bytes: &[u8; 64] = first(bytes);
+        // SAFETY: `self` proves AVX-512; 64 bytes are there.
+        unsafe {
+            let words = _mm512_loadu_si512(bytes.as_ptr().cast());
+            let odd = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(odd)]
+        }
+    }
+    #[inline(always)]
+    fn store_bf16_halves(self, [even, odd]: [__m512; 2], bytes: &mut [u8]) {
+        let bytes: &mut [u8; 64] = first_mut(bytes);
+        // SAFETY: `self` proves AVX-512; 64 bytes are there.
+        unsafe {
+            let even = _mm512_srli_epi32::<16>(self.round_to_upper_half(even));
+            let words = _mm512_mask_blend_epi16(0xaaaa_aaaa, even, self.round_to_upper_half(odd));
+            _mm512_storeu_si512(bytes.as_mut_ptr().cast(), words);
+        }
+    }
+}

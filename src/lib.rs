@@ -1,0 +1,18 @@
+//! x
+#[cfg(not(unix))]
+compile_error!("ckptmerge maps and positions files by Unix calls; other systems are not supported yet");
+
+pub mod analysis;
+pub mod checkpoint;
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod dtype;
+pub mod error;
+pub mod merge;
+mod os;
+pub mod output;
+pub mod recipe;
+pub mod stream;
+
+pub use checkpoint::{Checkpoint, IoMode};
+pub use error::{Bytes, Error, Mismatch, Result};

@@ -1,0 +1,216 @@
+//! What to merge, and how: the form that the command line and recipe files have in common.
+//!
+//! A [`Recipe`] with open models makes a [`Plan`]: for each output tensor its sources, its formula and its type. All
+//! that does not fit is reported together, before any tensor data is read. [`emit`](Plan::emit) carries the plan out.
+
+mod emit;
+mod explain;
+mod plan;
+
+pub use emit::{Prediction, Target};
+pub use explain::Formula;
+pub use plan::{Operation, Plan, Planned};
+
+use crate::checkpoint::{Checkpoint, IoMode};
+use crate::dtype::{DType, Kind};
+use crate::error::{Error, Result};
+use crate::merge::{self, Method};
+use regex::Regex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// What becomes of a tensor that some models have and others lack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// The merge is refused.
+    #[default]
+    Error,
+    /// The base (the first model where there is none) decides: its tensors are copied, others are left out.
+    Base,
+    /// It is left out.
+    Skip,
+}
+
+impl Missing {
+    /// The names on the command line.
+    pub const NAMES: [(&str, Self); 3] = [("error", Self::Error), ("base", Self::Base), ("skip", Self::Skip)];
+}
+
+/// How to merge, whichever models are given.
+#[derive(Clone)]
+pub struct Recipe {
+    /// The method.
+    pub method: &'static dyn Method,
+    /// One weight per model; the method's own if none are given.
+    pub weights: Option<Vec<f64>>,
+    /// Weights for tensors whose name matches; the first match counts.
+    pub weights_for: Vec<(Regex, Vec<f64>)>,
+    /// Values of the method's parameters that are not at their default.
+    pub parameters: BTreeMap<String, f64>,
+    /// Whether weights are divided by their sum.
+    pub normalize: bool,
+    /// The type of the merged tensors; by default the smallest that holds all of the inputs'.
+    pub dtype: Option<DType>,
+    /// Only tensors that match one of these are merged; all if there are none.
+    pub include: Vec<Regex>,
+    /// Tensors that match one of these are not merged.
+    pub exclude: Vec<Regex>,
+    /// What becomes of tensors that are not in every model.
+    pub missing: Missing,
+}
+
+impl Recipe {
+    /// Merges by the method of that name, with its defaults.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] with the nearest name.
+    pub fn new(method: &str) -> Result<Self> {
+        Ok(Self {
+            method: merge::method(method)?,
+            weights: None,
+            weights_for: Vec::new(),
+            parameters: BTreeMap::new(),
+            normalize: false,
+            dtype: None,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            missing: Missing::Error,
+        })
+    }
+
+    /// Sets one weight per model, in their order.
+    #[must_use]
+    pub fn weights(mut self, weights: &[f64]) -> Self {
+        self.weights = Some(weights.to_vec());
+        self
+    }
+
+    /// Whether a tensor takes part, or is copied as it is.
+    fn merges(&self, name: &str) -> bool {
+        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
+        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+    }
+
+    /// The weights of a tensor.
+    fn weights_of(&self, name: &str, models: usize) -> Vec<f64> {
+        let special = self.weights_for.iter().find(|(pattern, _)| pattern.is_match(name)).map(|(_, weights)| weights);
+        special
+            .or(self.weights.as_ref())
+            .cloned()
+            .unwrap_or_else(|| vec![self.method.default_weight(models); models])
+    }
+
+    /// The values of the method's parameters, in its order.
+    fn parameter_values(&self) -> Vec<f64> {
+        let value = |p: &merge::Parameter| self.parameters.get(p.name).copied().unwrap_or(p.default);
+        self.method.parameters().iter().map(value).collect()
+    }
+
+    /// That the recipe is whole and fits the number of models.
+    fn check(&self, models: &Models) -> Result<()> {
+        let fail = |message: String| Err(Error::Recipe(message));
+        let count = models.tuned.len();
+        let method = self.method.name();
+        match (self.method.needs_base(), &models.base) {
+            (true, None) => return fail(format!("{method} needs a base model: give one with --base")),
+            (false, Some(_)) => {
+                return fail(format!("{method} takes no base model: drop --base, or use --method task-arithmetic"));
+            }
+            _ => {}
+        }
+        let lists = self.weights.iter().map(|w| ("--weights", w)).chain(self.weights_for.iter().map(|(_, w)| ("--weights-for", w)));
+        for (option, weights) in lists {
+            if weights.len() != count {
+                return fail(format!("{option} gives {} weights, but there are {count} models", weights.len()));
+            }
+            if let Some(weight) = weights.iter().find(|weight| !(**weight as f32).is_finite()) {
+                return fail(format!("{option} gives the weight {weight}, which is not a finite number"));
+            }
+        }
+        for (name, value) in &self.parameters {
+            let known = self.method.parameters().iter().map(|parameter| parameter.name);
+            if !known.clone().any(|known| known == name) {
+                return Err(Error::unknown("parameter of this method", name, known));
+            }
+            if !(*value as f32).is_finite() {
+                return fail(format!("the parameter {name} is {value}, which is not a finite number"));
+            }
+        }
+        match self.dtype {
+            Some(dtype) if dtype.kind() != Kind::Float => fail(format!("models cannot be merged to {dtype}; choose a float type such as bf16")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The models of a merge, open.
+#[derive(Debug)]
+pub struct Models {
+    /// The models to merge, in the order of their weights.
+    pub tuned: Vec<Checkpoint>,
+    /// The model they were tuned from, for methods that need it.
+    pub base: Option<Checkpoint>,
+    /// How messages and the output's metadata call them: enough of each path to tell them apart; the base last.
+    labels: Vec<String>,
+}
+
+impl Models {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], or [`Error::Recipe`] if there are none.
+    pub fn open(paths: &[PathBuf], base: Option<&Path>, mode: IoMode) -> Result<Self> {
+        if paths.is_empty() {
+            return Err(Error::Recipe("there is no model to merge".to_owned()));
+        }
+        let tuned = paths.iter().map(|path| Checkpoint::open_with(path, mode)).collect::<Result<_>>()?;
+        let base_checkpoint = base.map(|path| Checkpoint::open_with(path, mode)).transpose()?;
+        let all: Vec<&Path> = paths.iter().map(PathBuf::as_path).chain(base).collect();
+        Ok(Self { tuned, base: base_checkpoint, labels: labels(&all) })
+    }
+
+    /// All of them, the base last.
+    pub fn all(&self) -> impl Iterator<Item = &Checkpoint> + Clone {
+        self.tuned.iter().chain(&self.base)
+    }
+
+    /// The one that decides the order of tensors and the files beside them: the base, or the first.
+    #[must_use]
+    pub fn reference(&self) -> &Checkpoint {
+        self.base.as_ref().unwrap_or(&self.tuned[0])
+    }
+
+    /// What messages call each of [`Self::all`].
+    #[must_use]
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+}
+
+/// The fewest last parts of each path that tell them all apart.
+fn labels(paths: &[&Path]) -> Vec<String> {
+    let tail = |path: &Path, parts: usize| {
+        let all: Vec<_> = path.components().collect();
+        let tail: PathBuf = all[all.len().saturating_sub(parts)..].iter().collect();
+        tail.display().to_string()
+    };
+    let distinct: BTreeSet<&Path> = paths.iter().copied().collect();
+    let longest = paths.iter().map(|path| path.components().count()).max().unwrap_or(1);
+    let parts = (1..longest)
+        .find(|&parts| distinct.iter().map(|path| tail(path, parts)).collect::<BTreeSet<_>>().len() == distinct.len())
+        .unwrap_or(longest);
+    paths.iter().map(|path| tail(path, parts)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_as_short_as_they_can_be() {
+        let of = |paths: &[&str]| labels(&paths.iter().map(Path::new).collect::<Vec<_>>());
+        assert_eq!(of(&["/x/a.st", "y/b.st"]), ["a.st", "b.st"]);
+        assert_eq!(of(&["a/model.st", "b/model.st"]), ["a/model.st", "b/model.st"]);
+        assert_eq!(of(&["a.st", "a.st"]), ["a.st", "a.st"], "the same file twice needs no telling apart");
+    }
+}

@@ -1,0 +1,255 @@
+//! From a recipe and open models to what each output tensor is made of.
+
+use super::{Missing, Models, Recipe};
+use crate::checkpoint::{Checkpoint, Tensor, TensorView};
+use crate::dtype::{DType, Kind, Simd};
+use crate::error::{Error, Mismatch, Result};
+use crate::merge::{Blend, BlendKernel, Terms};
+use crate::stream::{self, Control, Group, Settings};
+use std::collections::HashSet;
+
+/// Everything a merge will do.
+pub struct Plan<'a> {
+    /// The models it reads.
+    pub models: &'a Models,
+    /// The recipe it follows.
+    pub recipe: &'a Recipe,
+    /// The output's tensors, in the order of the reference model.
+    pub tensors: Vec<Planned<'a>>,
+    /// Tensors of the inputs that the output will not have, as the recipe asked.
+    pub left_out: Vec<String>,
+}
+
+/// One output tensor.
+#[derive(Debug)]
+pub struct Planned<'a> {
+    /// The name.
+    pub name: String,
+    /// The type it is written in.
+    pub dtype: DType,
+    /// Elements along each dimension.
+    pub shape: Vec<u64>,
+    /// Which part of the reference model's layout it belongs to.
+    pub part: usize,
+    /// How it is made.
+    pub operation: Operation<'a>,
+}
+
+/// How an output tensor is made.
+#[derive(Debug)]
+pub enum Operation<'a> {
+    /// The bytes of a source.
+    Copy(TensorView<'a>),
+    /// A blend of sources, the base last if it has one.
+    Blend(BlendKernel, Vec<TensorView<'a>>),
+    /// It stays tied to this other tensor of the output.
+    Alias(String),
+}
+
+/// A tensor that must be the same in all of its sources, to be compared once everything else fits.
+struct MustBeEqual<'a> {
+    views: Vec<TensorView<'a>>,
+    labels: Vec<&'a str>,
+}
+
+impl<'a> Plan<'a> {
+    /// Plans the merge. Reads data only to compare tensors that are not floats, and only if all else fits.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] if the recipe contradicts itself, [`Error::Mismatch`] with everything that does not fit.
+    pub fn new(recipe: &'a Recipe, models: &'a Models, settings: &Settings, control: Control<'_>) -> Result<Self> {
+        recipe.check(models)?;
+        let mut planner =
+            Planner { recipe, models, mismatches: Vec::new(), left_out: Vec::new(), compare: Vec::new(), simd: Simd::detect() };
+        let mut tensors = Vec::with_capacity(models.reference().tensors().len());
+        for tensor in distinct_tensors(models) {
+            tensors.extend(planner.tensor(tensor));
+        }
+        if planner.mismatches.is_empty() {
+            planner.compare(settings, control)?;
+        }
+        if !planner.mismatches.is_empty() {
+            return Err(Error::Mismatch(planner.mismatches));
+        }
+        if tensors.is_empty() {
+            return Err(Error::Recipe("nothing is left to write: no tensor is in every model".to_owned()));
+        }
+        Ok(Self { models, recipe, tensors, left_out: planner.left_out })
+    }
+}
+
+/// Every tensor of the models once, by name; the reference model's first, in its order.
+fn distinct_tensors(models: &Models) -> Vec<&Tensor> {
+    let mut seen = HashSet::new();
+    std::iter::once(models.reference())
+        .chain(models.all())
+        .flat_map(Checkpoint::tensors)
+        .filter(|tensor| seen.insert(tensor.name.as_str()))
+        .collect()
+}
+
+struct Planner<'a> {
+    recipe: &'a Recipe,
+    models: &'a Models,
+    mismatches: Vec<Mismatch>,
+    left_out: Vec<String>,
+    compare: Vec<MustBeEqual<'a>>,
+    simd: Simd,
+}
+
+impl<'a> Planner<'a> {
+    fn mismatch(&mut self, tensor: &Tensor, problem: String) -> Option<Planned<'a>> {
+        self.mismatches.push(Mismatch { tensor: tensor.name.clone(), problem });
+        None
+    }
+
+    fn leave_out(&mut self, tensor: &Tensor) -> Option<Planned<'a>> {
+        self.left_out.push(tensor.name.clone());
+        None
+    }
+
+    /// What becomes of the tensor of this name; none if it is left out or does not fit.
+    fn tensor(&mut self, tensor: &'a Tensor) -> Option<Planned<'a>> {
+        let name = tensor.name.as_str();
+        let models = self.models;
+        let reference = models.reference().get(name);
+        if !self.recipe.merges(name) {
+            let Some(view) = reference else { return self.leave_out(tensor) };
+            // Two tied tensors that both stay as they are stay tied.
+            return Some(match &view.tensor.alias_of {
+                Some(target) if !self.recipe.merges(target) => self.tied(view.tensor, target),
+                _ => self.copy(view),
+            });
+        }
+        let found: Vec<Option<TensorView<'a>>> = models.all().map(|model| model.get(name)).collect();
+        let views: Vec<TensorView<'a>> = found.iter().flatten().copied().collect();
+        if views.len() < found.len() {
+            return match (self.recipe.missing, reference) {
+                (Missing::Error, _) => {
+                    let lacking: Vec<_> =
+                        found.iter().zip(models.labels()).filter(|(view, _)| view.is_none()).map(|(_, label)| label.as_str()).collect();
+                    self.mismatch(tensor, format!("is missing in {} (see --missing)", lacking.join(", ")))
+                }
+                (Missing::Base, Some(view)) => Some(self.cast(view)),
+                _ => self.leave_out(tensor),
+            };
+        }
+
+        if views.iter().any(|view| view.tensor.shape != tensor.shape) {
+            let shapes: Vec<_> =
+                views.iter().zip(models.labels()).map(|(view, label)| format!("{:?} in {label}", view.tensor.shape)).collect();
+            return self.mismatch(tensor, format!("has different shapes: {}", shapes.join(", ")));
+        }
+        // Tied everywhere to the same tensor, which is merged as well: still tied.
+        if let Some(target) = &tensor.alias_of
+            && self.recipe.merges(target)
+            && views.iter().all(|view| view.tensor.alias_of.as_ref() == Some(target))
+        {
+            return Some(self.tied(tensor, target));
+        }
+        let floats = views.iter().filter(|view| view.tensor.dtype.kind() == Kind::Float).count();
+        if floats == views.len() {
+            return self.blend(tensor, views);
+        }
+        if views.iter().any(|view| view.tensor.dtype != tensor.dtype) {
+            let dtypes: Vec<_> =
+                views.iter().zip(models.labels()).map(|(view, label)| format!("{} in {label}", view.tensor.dtype)).collect();
+            return self.mismatch(tensor, format!("has types that do not mix: {}", dtypes.join(", ")));
+        }
+        let labels = models.labels().iter().map(String::as_str).collect();
+        let planned = self.copy(reference?);
+        self.compare.push(MustBeEqual { views, labels });
+        Some(planned)
+    }
+
+    fn planned(&self, tensor: &Tensor, dtype: DType, operation: Operation<'a>) -> Planned<'a> {
+        Planned { name: tensor.name.clone(), dtype, shape: tensor.shape.clone(), part: tensor.part, operation }
+    }
+
+    fn tied(&self, tensor: &Tensor, target: &str) -> Planned<'a> {
+        self.planned(tensor, tensor.dtype, Operation::Alias(target.to_owned()))
+    }
+
+    fn copy(&self, view: TensorView<'a>) -> Planned<'a> {
+        self.planned(view.tensor, view.tensor.dtype, Operation::Copy(view))
+    }
+
+    /// The tensor itself, in the type asked for if it is a float.
+    fn cast(&self, view: TensorView<'a>) -> Planned<'a> {
+        match self.recipe.dtype {
+            Some(dtype) if view.tensor.dtype.kind() == Kind::Float && dtype != view.tensor.dtype => {
+                let blend = Blend { from_base: false, coefficients: vec![1.0] };
+                let kernel = BlendKernel { blend, inputs: vec![view.tensor.dtype], output: dtype, simd: self.simd };
+                self.planned(view.tensor, dtype, Operation::Blend(kernel, vec![view]))
+            }
+            _ => self.copy(view),
+        }
+    }
+
+    fn blend(&mut self, tensor: &'a Tensor, views: Vec<TensorView<'a>>) -> Option<Planned<'a>> {
+        let models = self.models;
+        let scaled = views.iter().zip(models.all()).find_map(|(view, model)| scale_of(view.tensor, model));
+        if let Some(scale) = scaled {
+            let problem = format!(
+                "is {} with a scale in `{scale}`, without which its numbers mean nothing: convert the model to bf16 first, or --exclude it",
+                tensor.dtype
+            );
+            return self.mismatch(tensor, problem);
+        }
+        let weights = self.recipe.weights_of(&tensor.name, models.tuned.len());
+        let parameters = self.recipe.parameter_values();
+        // `tensor` is the reference model's own, as every tensor that is in all models comes from it first.
+        let terms = Terms { weights: &weights, normalize: self.recipe.normalize, parameters: &parameters };
+        let blend = match self.recipe.method.solve(&terms) {
+            Ok(blend) => blend,
+            Err(problem) => return self.mismatch(tensor, problem),
+        };
+        let inputs: Vec<DType> = views.iter().map(|view| view.tensor.dtype).collect();
+        let promoted = inputs.iter().try_fold(inputs[0], |all, &dtype| all.promote(dtype));
+        let output = self.recipe.dtype.or(promoted)?;
+        if !blend.from_base && blend.coefficients == [1.0] && inputs[0] == output {
+            return Some(self.copy(views[0]));
+        }
+        let kernel = BlendKernel { blend, inputs, output, simd: self.simd };
+        Some(self.planned(tensor, output, Operation::Blend(kernel, views)))
+    }
+
+    /// Compares what must be equal, byte for byte, all in one pass.
+    fn compare(&mut self, settings: &Settings, control: Control<'_>) -> Result<()> {
+        let groups: Vec<Group<'a>> = self
+            .compare
+            .iter()
+            .map(|item| Group { inputs: item.views.clone(), elements: item.views[0].tensor.bytes })
+            .collect();
+        // Which input differs from the first, if one does.
+        let differing = stream::measure(&groups, settings, control, |_, inputs| {
+            inputs.iter().position(|bytes| bytes != &inputs[0])
+        })?;
+        for (item, tiles) in self.compare.iter().zip(differing) {
+            if let Some(index) = tiles.into_iter().flatten().next() {
+                let tensor = item.views[0].tensor;
+                let problem = format!(
+                    "is {} and differs between {} and {}; such tensors are copied, not merged: --exclude it to keep {}'s",
+                    tensor.dtype,
+                    item.labels[0],
+                    item.labels[index],
+                    self.models.labels()[if self.models.base.is_some() { self.models.tuned.len() } else { 0 }],
+                );
+                self.mismatches.push(Mismatch { tensor: tensor.name.clone(), problem });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tensor that an 8-bit float tensor must be multiplied with to mean anything, by the names in use.
+fn scale_of(tensor: &Tensor, model: &Checkpoint) -> Option<String> {
+    if !matches!(tensor.dtype, DType::F8E4M3 | DType::F8E5M2) {
+        return None;
+    }
+    let name = &tensor.name;
+    let stem = name.strip_suffix("weight").unwrap_or(name);
+    [format!("{name}_scale_inv"), format!("{name}_scale"), format!("{name}.scale"), format!("{stem}scale_weight")]
+        .into_iter()
+        .find(|scale| model.get(scale).is_some())
+}

@@ -1,0 +1,106 @@
+//! Tensor data on its way: which range, on which thread, in how much memory.
+//!
+//! Two passes serve everything. [`write`] fills an output file: units of consecutive output bytes are handed to
+//! threads in file order; each unit's inputs are taken from the maps, or read into buffers of the thread's own, run
+//! through the tensor's kernel into one buffer, and written at their place. [`measure`] reduces: each tensor is cut into
+//! tiles of a fixed number of elements, and the tiles' results come back in order. What either computes therefore does
+//! not depend on the number of threads, on the unit's size or on how the bytes were fetched.
+//!
+//! Memory is threads × (output unit + inputs × unit where they are not mapped), whatever the size of the model.
+
+mod measure;
+mod write;
+
+pub use measure::{Group, TILE, measure};
+pub use write::{Item, Kernel, buffer_bytes, write};
+
+use crate::checkpoint::{Checkpoint, DataFile};
+use crate::error::{Error, Result};
+use crate::os;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How a run may use the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Threads; all cores if none is given.
+    pub threads: Option<NonZeroUsize>,
+    /// A bound on resident memory in bytes, mapped pages of the inputs included.
+    pub memory: Option<u64>,
+    /// Whether the output is on the disk, and not only in the system's hands, when the run returns.
+    pub sync: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { threads: None, memory: None, sync: true }
+    }
+}
+
+impl Settings {
+    /// The number of threads, all cores being the default.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+    }
+
+    fn pool(&self) -> Result<rayon::ThreadPool> {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.threads())
+            .thread_name(|index| format!("stream-{index}"))
+            .build()
+            .map_err(|error| Error::Recipe(format!("cannot start {} threads: {error}", self.threads())))
+    }
+}
+
+/// What a caller may do to a run while it goes on.
+#[derive(Clone, Copy)]
+pub struct Control<'a> {
+    /// Called with each number of bytes done, from any thread.
+    pub progress: &'a (dyn Fn(u64) + Sync),
+    /// Set to stop the run, which then returns [`Error::Interrupted`] and leaves nothing behind.
+    pub cancel: &'a AtomicBool,
+}
+
+impl Control<'_> {
+    /// Neither watches nor stops the run.
+    #[must_use]
+    pub fn none() -> Self {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Control { progress: &|_| {}, cancel: &NEVER }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.cancel.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// How the pages of a run's inputs are treated, decided once from their sizes and what is in memory.
+#[derive(Clone, Copy, Debug)]
+struct Hints {
+    /// Ask for the pages of units to come: worth its calls only when they are not in memory already.
+    read_ahead: bool,
+    /// Let go of the pages of units that are done, which costs about a third of a warm run's speed.
+    let_go: bool,
+}
+
+impl Hints {
+    fn new<'a>(files: impl Iterator<Item = &'a DataFile> + Clone, settings: &Settings) -> Self {
+        /// Below this share of resident pages, inputs count as cold.
+        const WARM: f64 = 0.95;
+        let total: u64 = files.clone().map(DataFile::length).sum();
+        let large = os::available_memory().is_some_and(|available| total > available / 2);
+        Self {
+            read_ahead: files.clone().any(|file| !file.is_mapped() || file.resident() < WARM),
+            let_go: settings.memory.is_some() || large,
+        }
+    }
+}
+
+/// That none of the checkpoints' files changed since they were opened.
+///
+/// # Errors
+/// [`Error::Changed`] naming the one that did.
+pub fn check_unchanged<'a>(checkpoints: impl IntoIterator<Item = &'a Checkpoint>) -> Result<()> {
+    checkpoints.into_iter().flat_map(Checkpoint::files).try_for_each(DataFile::check_unchanged)
+}
