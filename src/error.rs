@@ -206,7 +206,9 @@ mod tests {
 
     #[test]
     fn sizes_read_and_print() {
-        for (text, bytes) in [("5GB", 5_000_000_000), ("256M", 256_000_000), ("64MiB", 64 << 20), ("1.5k", 1500), ("7", 7)] {
+        for (text, bytes) in
+            [("5GB", 5_000_000_000), ("256M", 256_000_000), ("64MiB", 64 << 20), ("1.5k", 1500), ("7", 7)]
+        {
             assert_eq!(Bytes::parse(text).expect(text), Bytes(bytes));
         }
         for text in ["", "GB", "5 X", "-1", "1e99", "5ii", "inf"] {

@@ -12,9 +12,8 @@ use std::path::Path;
 /// Whether the file lives on a network or user-space file system, where page faults are slow and can fail late.
 pub(crate) fn is_network(file: &File) -> bool {
     /// `f_type` of NFS, SMB, CIFS, SMB2, FUSE, Lustre, 9P, Ceph, AFS, from `statfs(2)` and linux/magic.h.
-    const NETWORK: [u64; 9] = [
-        0x6969, 0x517B, 0xFF53_4D42, 0xFE53_4D42, 0x6573_5546, 0x0BD0_0BD0, 0x0102_1997, 0x00C3_6400, 0x5346_414F,
-    ];
+    const NETWORK: [u64; 9] =
+        [0x6969, 0x517B, 0xFF53_4D42, 0xFE53_4D42, 0x6573_5546, 0x0BD0_0BD0, 0x0102_1997, 0x00C3_6400, 0x5346_414F];
     #[cfg(target_os = "linux")]
     return rustix::fs::fstatfs(file).is_ok_and(|fs| NETWORK.contains(&(fs.f_type as u64 & 0xFFFF_FFFF)));
     #[cfg(not(target_os = "linux"))]
@@ -84,9 +83,8 @@ pub(crate) fn resident(map: &[u8]) -> f64 {
             .filter(|&index| {
                 let mut state = 0u8;
                 // SAFETY: the page lies in the map, whose start is page-aligned, and one byte holds one page's state.
-                let result = unsafe {
-                    libc::mincore(map.as_ptr().add(index * page).cast_mut().cast(), 1, &raw mut state)
-                };
+                let result =
+                    unsafe { libc::mincore(map.as_ptr().add(index * page).cast_mut().cast(), 1, &raw mut state) };
                 result == 0 && state & 1 == 1
             })
             .count();

@@ -147,11 +147,8 @@ pub fn diff(
     let only = |one: &Checkpoint, other: &Checkpoint| -> Vec<String> {
         one.tensors().iter().filter(|t| other.get(&t.name).is_none()).map(|t| t.name.clone()).collect()
     };
-    let shared: Vec<(TensorView<'_>, TensorView<'_>)> = first
-        .tensors()
-        .iter()
-        .filter_map(|tensor| Some((first.view(tensor), second.get(&tensor.name)?)))
-        .collect();
+    let shared: Vec<(TensorView<'_>, TensorView<'_>)> =
+        first.tensors().iter().filter_map(|tensor| Some((first.view(tensor), second.get(&tensor.name)?))).collect();
     let pairs: Vec<Pair<'_>> = shared.iter().map(|&(a, b)| pair(a, b, tolerance)).collect();
     let groups: Vec<Group<'_>> = pairs
         .iter()

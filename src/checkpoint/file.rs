@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IoMode {
     /// Map local files, `pread` those on network file systems, where faults are slow and a lost server is a crash.
+    /// Callers that bound memory use `pread` as well: mapped pages count.
     #[default]
     Auto,
     /// Map always.
@@ -155,6 +156,17 @@ impl DataFile {
         }
     }
 
+    /// Maps the pages of `range` that are in memory in one call, which is cheaper than a fault for every few of them.
+    pub fn populate(&self, range: Range<u64>) {
+        if let Some(map) = &self.map {
+            // Where it fails, for an old kernel or a file that shrank, each page faults on its own.
+            #[cfg(target_os = "linux")]
+            drop(map.advise_range(Advice::PopulateRead, range.start as usize, (range.end - range.start) as usize));
+            #[cfg(not(target_os = "linux"))]
+            let _ = (map, range);
+        }
+    }
+
     /// Lets go of the mapped pages that lie wholly in `range`: they leave this process, not the page cache.
     pub fn let_go(&self, range: Range<u64>) {
         let page = rustix::param::page_size() as u64;
@@ -184,8 +196,8 @@ impl Source for DataFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FormatError> {
-        self.file
-            .read_exact_at(buffer, offset)
-            .map_err(|error| FormatError::new(Fault::Read, format!("cannot read {} bytes at {offset}: {error}", buffer.len())))
+        self.file.read_exact_at(buffer, offset).map_err(|error| {
+            FormatError::new(Fault::Read, format!("cannot read {} bytes at {offset}: {error}", buffer.len()))
+        })
     }
 }

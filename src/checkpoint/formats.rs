@@ -20,7 +20,9 @@ pub(super) fn detect(file: &DataFile) -> Result<&'static dyn Format> {
     FORMATS.iter().find(|format| format.recognises(head, file.length())).copied().ok_or_else(|| {
         let what = match head {
             [] => "the file is empty".to_owned(),
-            [b'P', b'K', 3, 4, ..] => "this is a zip file (PyTorch .ckpt or NumPy .npz?), which cannot be read yet".to_owned(),
+            [b'P', b'K', 3, 4, ..] => {
+                "this is a zip file (PyTorch .ckpt or NumPy .npz?), which cannot be read yet".to_owned()
+            }
             [0x80, 2..=5, ..] => "this is a Python pickle (old PyTorch .ckpt?), which cannot be read yet".to_owned(),
             [b'G', b'G', b'U', b'F', ..] => "this is a GGUF file, which cannot be read yet".to_owned(),
             _ => "its content is of no known format".to_owned(),

@@ -17,8 +17,22 @@ const WEIGHTS: &str = ".safetensors";
 const PIPELINE: &str = "model_index.json";
 /// Endings of files that hold weights in one format or another, and so are never copied along.
 const WEIGHT_ENDINGS: [&str; 16] = [
-    "safetensors", "st", "sft", "bin", "pt", "pth", "ckpt", "gguf", "ggml", "h5", "keras", "msgpack", "onnx", "npz",
-    "tflite", "pdparams",
+    "safetensors",
+    "st",
+    "sft",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "gguf",
+    "ggml",
+    "h5",
+    "keras",
+    "msgpack",
+    "onnx",
+    "npz",
+    "tflite",
+    "pdparams",
 ];
 /// Small files beside the weights are copied along up to this size, in bytes.
 const COMPANION_LIMIT: u64 = 256 << 20;
@@ -102,7 +116,11 @@ impl Layout {
         if self.is_folder {
             walk(&self.root, Path::new(""), DEPTH, &mut |relative, size| {
                 if !is_weights(relative) {
-                    if size <= COMPANION_LIMIT { small.push(relative.to_owned()) } else { large.push(relative.to_owned()) }
+                    if size <= COMPANION_LIMIT {
+                        small.push(relative.to_owned())
+                    } else {
+                        large.push(relative.to_owned())
+                    }
                 }
             })?;
         }
@@ -225,13 +243,17 @@ fn part(folder: &Path, name: &str) -> Result<Option<Part>> {
 /// The shards that an index names, each with the tensors it is said to hold.
 fn shards(index: &Path) -> Result<Vec<(PathBuf, Option<BTreeSet<String>>)>> {
     let value = read_json(index)?;
-    let map = value.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
-        Error::model(index, "is not an index of shards: it has no `weight_map`")
-    })?;
+    let map = value
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| Error::model(index, "is not an index of shards: it has no `weight_map`"))?;
     let mut files: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (tensor, file) in map {
         let file = file.as_str().filter(|file| base_name(file)).ok_or_else(|| {
-            Error::model(index, format!("tensor `{tensor}` is said to be in {file}, which is no plain file name; not followed"))
+            Error::model(
+                index,
+                format!("tensor `{tensor}` is said to be in {file}, which is no plain file name; not followed"),
+            )
         })?;
         files.entry(file).or_default().insert(tensor.clone());
     }

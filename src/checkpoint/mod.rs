@@ -102,7 +102,9 @@ impl Checkpoint {
                 let format = formats::detect(&file)?;
                 checkpoint.format = format.id();
                 let index = formats::index(format, &file)?;
-                if let Some(missing) = expected.iter().flatten().find(|name| !index.tensors.iter().any(|t| t.name == **name)) {
+                if let Some(missing) =
+                    expected.iter().flatten().find(|name| !index.tensors.iter().any(|t| t.name == **name))
+                {
                     let message = "the index says that this shard holds it, but it does not";
                     let source = FormatError::corrupt(message).at(missing);
                     return Err(Error::Format { path: path.clone(), source });
@@ -133,7 +135,8 @@ impl Checkpoint {
             let (offset, alias_of) = match &info.data {
                 Data::Dense(extent) => (extent.offset, None),
                 Data::Alias(target) => {
-                    let offset = dense.get(target.as_str()).ok_or_else(|| error("it is tied to a tensor that is not there"))?;
+                    let offset =
+                        dense.get(target.as_str()).ok_or_else(|| error("it is tied to a tensor that is not there"))?;
                     (*offset, Some(format!("{prefix}{target}")))
                 }
                 _ => return Err(error("its layout cannot be read by this version")),
@@ -157,7 +160,8 @@ impl Checkpoint {
         }
         if is_shard {
             let expected = self.layout.parts[part].files.iter().filter_map(|(_, names)| names.as_ref());
-            let extra: Vec<_> = index.tensors.iter().filter(|t| !expected.clone().any(|names| names.contains(&t.name))).collect();
+            let extra: Vec<_> =
+                index.tensors.iter().filter(|t| !expected.clone().any(|names| names.contains(&t.name))).collect();
             if let Some(first) = extra.first() {
                 self.warnings.push(format!(
                     "{}: {} tensors are not in the index, such as `{}`; they are taken as part of the model",

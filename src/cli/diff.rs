@@ -41,13 +41,12 @@ fn tolerance(text: &str) -> Result<f64, String> {
 impl Run for Diff {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
-        let first = Checkpoint::open_with(&self.first, common.io)?;
-        let second = Checkpoint::open_with(&self.second, common.io)?;
+        let first = Checkpoint::open_with(&self.first, common.io())?;
+        let second = Checkpoint::open_with(&self.second, common.io())?;
         let tolerance = Tolerance { absolute: self.atol, relative: self.rtol };
         let bytes = first.file_bytes() + second.file_bytes();
-        let comparison = report.watched(bytes, |control| {
-            analysis::diff(&first, &second, tolerance, &common.settings(), control)
-        })?;
+        let comparison =
+            report.watched(bytes, |control| analysis::diff(&first, &second, tolerance, &common.settings(), control))?;
         report.answer(|| text(&comparison, &first, &second, self.all), || document(&comparison))?;
         Ok(if comparison.is_equal() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

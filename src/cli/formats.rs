@@ -21,9 +21,7 @@ impl Run for Formats {
             vec![format.id().to_owned(), endings.join(" "), format.about().to_owned()]
         });
         let json = || {
-            let describe = |format: &&dyn ckptmerge_format::Format| {
-                json!({"id": format.id(), "about": format.about(), "extensions": format.extensions()})
-            };
+            let describe = |format: &&dyn ckptmerge_format::Format| json!({"id": format.id(), "about": format.about(), "extensions": format.extensions()});
             FORMATS.iter().map(describe).collect()
         };
         common.report().answer(|| table(&["format", "written as", "about"], &[], rows), json)?;

@@ -35,7 +35,7 @@ pub(super) struct Inspect {
 impl Run for Inspect {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
-        let model = Checkpoint::open_with(&self.model, common.io)?;
+        let model = Checkpoint::open_with(&self.model, common.io())?;
         model.warnings().iter().for_each(|warning| report.warn(warning));
         let matcher = self.tensors.as_ref().map(Glob::compile_matcher);
         let listed = listed(&model, matcher.as_ref(), self.stats)?;

@@ -120,7 +120,7 @@ impl Run for Merge {
         let mut settings = common.settings();
         settings.sync = !self.no_sync;
         let recipe = self.recipe()?;
-        let models = Models::open(&self.models, self.base.as_deref(), common.io)?;
+        let models = Models::open(&self.models, self.base.as_deref(), common.io())?;
         models.all().flat_map(|model| model.warnings()).for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
         if !plan.left_out.is_empty() {
@@ -137,7 +137,9 @@ impl Run for Merge {
             print(&explained(&formulas))?;
         }
         // A plan without a place to go is laid out as if it went beside the models, to be measured.
-        let path = self.output.clone().unwrap_or_else(|| PathBuf::from(if models.reference().layout().is_folder { "merged" } else { "merged.safetensors" }));
+        let path = self.output.clone().unwrap_or_else(|| {
+            PathBuf::from(if models.reference().layout().is_folder { "merged" } else { "merged.safetensors" })
+        });
         let target = Target { path, shard_size: self.shard_size };
         let predicted = plan.predict(&target, &settings)?;
         if self.dry_run || self.output.is_none() {

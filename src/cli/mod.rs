@@ -91,8 +91,8 @@ struct Common {
     memory: Option<Bytes>,
     /// How inputs are read: auto, mmap or pread
     ///
-    /// `auto` maps local files and reads those on network file systems, where a mapped page that cannot be fetched
-    /// ends the process.
+    /// `auto` maps local files and reads those on network file systems; with --memory it reads all of them, as
+    /// mapped pages count.
     #[arg(long, global = true, value_name = "MODE", default_value = "auto", value_parser = named(&IoMode::NAMES))]
     io: IoMode,
 }
@@ -100,6 +100,11 @@ struct Common {
 impl Common {
     fn settings(&self) -> Settings {
         Settings { threads: self.threads, memory: self.memory.map(|bytes| bytes.0), sync: true }
+    }
+
+    /// How inputs are read: mapped pages count as resident memory, so that a bound on it means `pread`.
+    fn io(&self) -> IoMode {
+        if self.io == IoMode::Auto && self.memory.is_some() { IoMode::Pread } else { self.io }
     }
 
     fn report(&self) -> Report {

@@ -48,7 +48,11 @@ impl Report {
     }
 
     /// Runs `work` with a bar over `total` bytes, on a terminal, and stops it on Ctrl-C.
-    pub(super) fn watched<T>(&self, total: u64, work: impl FnOnce(Control<'_>) -> crate::Result<T>) -> crate::Result<T> {
+    pub(super) fn watched<T>(
+        &self,
+        total: u64,
+        work: impl FnOnce(Control<'_>) -> crate::Result<T>,
+    ) -> crate::Result<T> {
         // Only the first call installs the handler; without one, Ctrl-C ends the process and the next run cleans up.
         let _ = ctrlc::set_handler(|| CANCEL.store(true, std::sync::atomic::Ordering::Relaxed));
         let shown = !self.quiet && io::stderr().is_terminal();

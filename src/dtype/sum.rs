@@ -78,6 +78,7 @@ fn sum<I: Isa, In: Codec, const BASE: bool, const P: usize>(
     let mut bases = [[isa.splat(0.0); 2]; P];
     if BASE {
         let base = &base[bytes.clone()];
+        isa.prefetch(base, P * pair_bytes);
         for p in 0..P {
             bases[p] = load(isa, &base[p * pair_bytes..]);
         }
@@ -86,6 +87,7 @@ fn sum<I: Isa, In: Codec, const BASE: bool, const P: usize>(
     for (i, term) in terms.iter().enumerate() {
         let weight = isa.splat(term.weight);
         let input = &term.bytes[bytes.clone()];
+        isa.prefetch(input, P * pair_bytes);
         for p in 0..P {
             let x = load(isa, &input[p * pair_bytes..]);
             for half in 0..2 {

@@ -7,8 +7,20 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Isa, Kernel, first, first_mut};
+use super::lanes::{AHEAD, Isa, Kernel, first, first_mut};
 use super::scalar::NAN_F32;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// [`Isa::prefetch`]
+#[inline(always)]
+fn prefetch(input: &[u8], bytes: usize) {
+    for line in (0..bytes).step_by(LINE) {
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address is allowed: it neither reads nor faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(input.as_ptr().wrapping_add(AHEAD + line).cast()) };
+    }
+}
 
 /// AVX2 and F16C are there.
 #[derive(Clone, Copy)]
@@ -55,6 +67,10 @@ impl Isa for Avx2 {
         unsafe { compiled(self, kernel) }
     }
 
+    #[inline(always)]
+    fn prefetch(self, input: &[u8], bytes: usize) {
+        prefetch(input, bytes);
+    }
     #[inline(always)]
     fn splat(self, value: f32) -> __m256 {
         // SAFETY: `self` proves AVX2.
@@ -200,6 +216,10 @@ impl Isa for Avx512 {
         unsafe { compiled(self, kernel) }
     }
 
+    #[inline(always)]
+    fn prefetch(self, input: &[u8], bytes: usize) {
+        prefetch(input, bytes);
+    }
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
         // SAFETY: `self` proves AVX-512.

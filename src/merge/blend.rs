@@ -34,8 +34,7 @@ impl Kernel for BlendKernel {
         let base = self.blend.from_base.then(|| (self.inputs[models], inputs[models]));
         let terms = self.inputs.iter().zip(inputs).zip(&self.blend.coefficients);
         if self.inputs.contains(&DType::F64) || self.output == DType::F64 {
-            let terms: Vec<_> =
-                terms.map(|((&dtype, bytes), &weight)| Term64 { dtype, bytes, weight }).collect();
+            let terms: Vec<_> = terms.map(|((&dtype, bytes), &weight)| Term64 { dtype, bytes, weight }).collect();
             dtype::weighted_sum_f64(base, &terms, self.output, out);
         } else {
             let terms: Vec<_> =

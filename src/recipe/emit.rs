@@ -107,7 +107,13 @@ impl Plan<'_> {
         Ok(prediction)
     }
 
-    fn emit_folder(&self, target: &Target, files: Files<'_, '_>, settings: &Settings, control: Control<'_>) -> Result<()> {
+    fn emit_folder(
+        &self,
+        target: &Target,
+        files: Files<'_, '_>,
+        settings: &Settings,
+        control: Control<'_>,
+    ) -> Result<()> {
         let reference = self.models.reference().layout();
         let companions = reference.companions()?.0;
         let written = files.weights.iter().map(|file| file.relative.clone());
@@ -190,7 +196,8 @@ impl Recipe {
     /// The recipe as it is kept in the output; the base's label, if there is one, is last.
     fn to_json(&self, labels: &[String]) -> Value {
         let (models, base) = labels.split_at(labels.len() - usize::from(self.method.needs_base()));
-        let weights = self.weights.clone().unwrap_or_else(|| vec![self.method.default_weight(models.len()); models.len()]);
+        let weights =
+            self.weights.clone().unwrap_or_else(|| vec![self.method.default_weight(models.len()); models.len()]);
         let patterns = |patterns: &[regex::Regex]| patterns.iter().map(|p| Value::from(p.as_str())).collect::<Vec<_>>();
         let mut json = json!({
             "ckptmerge": env!("CARGO_PKG_VERSION"),
@@ -212,7 +219,10 @@ impl Recipe {
         };
         add("base", base.first().map_or(Value::Null, |label| Value::from(label.as_str())));
         let parameters = self.method.parameters().iter().zip(self.parameter_values());
-        add("parameters", parameters.map(|(p, value)| (p.name.to_owned(), Value::from(value))).collect::<Map<_, _>>().into());
+        add(
+            "parameters",
+            parameters.map(|(p, value)| (p.name.to_owned(), Value::from(value))).collect::<Map<_, _>>().into(),
+        );
         let special = self.weights_for.iter().map(|(p, weights)| json!({"pattern": p.as_str(), "weights": weights}));
         add("weights_for", special.collect::<Vec<_>>().into());
         add("dtype", self.dtype.map_or(Value::Null, |dtype| dtype.name().into()));

@@ -35,7 +35,9 @@ impl Plan<'_> {
             let same = formulas.iter_mut().find(|f| f.text == text && f.inputs == inputs && f.output == planned.dtype);
             match same {
                 Some(formula) => formula.tensors.push(planned.name.clone()),
-                None => formulas.push(Formula { text, inputs, output: planned.dtype, tensors: vec![planned.name.clone()] }),
+                None => {
+                    formulas.push(Formula { text, inputs, output: planned.dtype, tensors: vec![planned.name.clone()] })
+                }
             }
         }
         formulas.sort_by_key(|formula| std::cmp::Reverse(formula.tensors.len()));

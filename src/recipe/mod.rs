@@ -94,10 +94,7 @@ impl Recipe {
     /// The weights of a tensor.
     fn weights_of(&self, name: &str, models: usize) -> Vec<f64> {
         let special = self.weights_for.iter().find(|(pattern, _)| pattern.is_match(name)).map(|(_, weights)| weights);
-        special
-            .or(self.weights.as_ref())
-            .cloned()
-            .unwrap_or_else(|| vec![self.method.default_weight(models); models])
+        special.or(self.weights.as_ref()).cloned().unwrap_or_else(|| vec![self.method.default_weight(models); models])
     }
 
     /// The values of the method's parameters, in its order.
@@ -118,7 +115,11 @@ impl Recipe {
             }
             _ => {}
         }
-        let lists = self.weights.iter().map(|w| ("--weights", w)).chain(self.weights_for.iter().map(|(_, w)| ("--weights-for", w)));
+        let lists = self
+            .weights
+            .iter()
+            .map(|w| ("--weights", w))
+            .chain(self.weights_for.iter().map(|(_, w)| ("--weights-for", w)));
         for (option, weights) in lists {
             if weights.len() != count {
                 return fail(format!("{option} gives {} weights, but there are {count} models", weights.len()));
@@ -137,7 +138,9 @@ impl Recipe {
             }
         }
         match self.dtype {
-            Some(dtype) if dtype.kind() != Kind::Float => fail(format!("models cannot be merged to {dtype}; choose a float type such as bf16")),
+            Some(dtype) if dtype.kind() != Kind::Float => {
+                fail(format!("models cannot be merged to {dtype}; choose a float type such as bf16"))
+            }
             _ => Ok(()),
         }
     }

@@ -59,8 +59,14 @@ impl<'a> Plan<'a> {
     /// [`Error::Recipe`] if the recipe contradicts itself, [`Error::Mismatch`] with everything that does not fit.
     pub fn new(recipe: &'a Recipe, models: &'a Models, settings: &Settings, control: Control<'_>) -> Result<Self> {
         recipe.check(models)?;
-        let mut planner =
-            Planner { recipe, models, mismatches: Vec::new(), left_out: Vec::new(), compare: Vec::new(), simd: Simd::detect() };
+        let mut planner = Planner {
+            recipe,
+            models,
+            mismatches: Vec::new(),
+            left_out: Vec::new(),
+            compare: Vec::new(),
+            simd: Simd::detect(),
+        };
         let mut tensors = Vec::with_capacity(models.reference().tensors().len());
         for tensor in distinct_tensors(models) {
             tensors.extend(planner.tensor(tensor));
@@ -126,8 +132,12 @@ impl<'a> Planner<'a> {
         if views.len() < found.len() {
             return match (self.recipe.missing, reference) {
                 (Missing::Error, _) => {
-                    let lacking: Vec<_> =
-                        found.iter().zip(models.labels()).filter(|(view, _)| view.is_none()).map(|(_, label)| label.as_str()).collect();
+                    let lacking: Vec<_> = found
+                        .iter()
+                        .zip(models.labels())
+                        .filter(|(view, _)| view.is_none())
+                        .map(|(_, label)| label.as_str())
+                        .collect();
                     self.mismatch(tensor, format!("is missing in {} (see --missing)", lacking.join(", ")))
                 }
                 (Missing::Base, Some(view)) => Some(self.cast(view)),
@@ -136,8 +146,11 @@ impl<'a> Planner<'a> {
         }
 
         if views.iter().any(|view| view.tensor.shape != tensor.shape) {
-            let shapes: Vec<_> =
-                views.iter().zip(models.labels()).map(|(view, label)| format!("{:?} in {label}", view.tensor.shape)).collect();
+            let shapes: Vec<_> = views
+                .iter()
+                .zip(models.labels())
+                .map(|(view, label)| format!("{:?} in {label}", view.tensor.shape))
+                .collect();
             return self.mismatch(tensor, format!("has different shapes: {}", shapes.join(", ")));
         }
         // Tied everywhere to the same tensor, which is merged as well: still tied.
@@ -152,8 +165,11 @@ impl<'a> Planner<'a> {
             return self.blend(tensor, views);
         }
         if views.iter().any(|view| view.tensor.dtype != tensor.dtype) {
-            let dtypes: Vec<_> =
-                views.iter().zip(models.labels()).map(|(view, label)| format!("{} in {label}", view.tensor.dtype)).collect();
+            let dtypes: Vec<_> = views
+                .iter()
+                .zip(models.labels())
+                .map(|(view, label)| format!("{} in {label}", view.tensor.dtype))
+                .collect();
             return self.mismatch(tensor, format!("has types that do not mix: {}", dtypes.join(", ")));
         }
         let labels = models.labels().iter().map(String::as_str).collect();

@@ -66,16 +66,13 @@ pub fn measure<T: Send>(
                         if hints.read_ahead {
                             input.file.will_need(range.clone());
                         }
-                        input.file.read(range.clone(), buffer)
+                        hints.fetch(input.file, range.clone(), buffer)
                     })
                     .collect::<Result<Vec<_>>>()?;
                 let result = tile(*index, &inputs);
                 for (input, range) in group.inputs.iter().zip(ranges) {
-                    input.file.check_fault()?;
                     (control.progress)(range.end - range.start);
-                    if hints.let_go {
-                        input.file.let_go(range);
-                    }
+                    hints.done(input.file, range)?;
                 }
                 Ok(result)
             })

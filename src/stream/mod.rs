@@ -18,6 +18,7 @@ use crate::checkpoint::{Checkpoint, DataFile};
 use crate::error::{Error, Result};
 use crate::os;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How a run may use the machine.
@@ -78,10 +79,13 @@ impl Control<'_> {
 /// How the pages of a run's inputs are treated, decided once from their sizes and what is in memory.
 #[derive(Clone, Copy, Debug)]
 struct Hints {
-    /// Ask for the pages of units to come: worth its calls only when they are not in memory already.
+    /// Ask for the pages of units to come: worth its calls only when they are not in memory already. When they are,
+    /// they are mapped a unit at a time instead.
     read_ahead: bool,
     /// Let go of the pages of units that are done, which costs about a third of a warm run's speed.
     let_go: bool,
+    /// Start writing each unit to the disk at once, so that the final sync has little left to do.
+    write_back: bool,
 }
 
 impl Hints {
@@ -93,7 +97,24 @@ impl Hints {
         Self {
             read_ahead: files.clone().any(|file| !file.is_mapped() || file.resident() < WARM),
             let_go: settings.memory.is_some() || large,
+            write_back: settings.sync,
         }
+    }
+
+    /// The bytes of a range, to be given back by [`Self::done`].
+    fn fetch<'a>(self, file: &'a DataFile, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        if !self.read_ahead {
+            file.populate(range.clone());
+        }
+        file.read(range, buffer)
+    }
+
+    /// That the bytes of a range were there while they were used.
+    fn done(self, file: &DataFile, range: Range<u64>) -> Result<()> {
+        if self.let_go {
+            file.let_go(range);
+        }
+        file.check_fault()
     }
 }
 
