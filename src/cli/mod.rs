@@ -124,10 +124,9 @@ fn memory(text: &str) -> Result<Bytes, Error> {
 }
 
 /// A parser for the names of a table of values, which help and errors list.
-fn named<T: Copy + Send + Sync>(names: &'static [(&'static str, T)]) -> impl clap::builder::TypedValueParser<Value = T>
-where
-    T: Clone + 'static,
-{
+fn named<T: Copy + Send + Sync + 'static>(
+    names: &'static [(&'static str, T)],
+) -> impl clap::builder::TypedValueParser<Value = T> {
     use clap::builder::{PossibleValuesParser, TypedValueParser};
     PossibleValuesParser::new(names.iter().map(|(name, _)| *name)).map(move |text: String| {
         // The parser has let only names of the table through; the first stands for none.

@@ -297,7 +297,7 @@ impl OutputFile<'_, '_> {
                     Operation::Copy(view) => (vec![*view], &CopyKernel, view.tensor.bytes),
                     Operation::Blend(kernel, views) => (views.clone(), kernel, tensor.shape.iter().product()),
                 };
-                let element_bytes = if elements == 0 { 0 } else { stored_bytes(tensor) / elements };
+                let element_bytes = stored_bytes(tensor).checked_div(elements).unwrap_or(0);
                 Some(Item { offset, elements, element_bytes, inputs, kernel })
             })
             .collect();

@@ -204,9 +204,7 @@ impl Worker {
         }
         file.write_at(unit.start, &self.out)?;
         if hints.write_back {
-            if hints.write_back {
-                file.start_write_back(unit.start..unit.end);
-            }
+            file.start_write_back(unit.start..unit.end);
         }
         Ok(())
     }
