@@ -1,4 +1,5 @@
-//! x
+#![doc = include_str!("../README.md")]
+
 #[cfg(not(unix))]
 compile_error!("ckptmerge maps and positions files by Unix calls; other systems are not supported yet");
 
@@ -11,6 +12,8 @@ pub mod error;
 pub mod merge;
 mod os;
 pub mod output;
+#[cfg(feature = "plot")]
+pub mod plot;
 pub mod recipe;
 pub mod stream;
 

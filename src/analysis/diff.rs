@@ -82,6 +82,7 @@ pub struct Values {
     pub same_bytes: bool,
     dot: f64,
     squares: (f64, f64),
+    distance: f64,
 }
 
 impl Values {
@@ -95,12 +96,20 @@ impl Values {
         }
     }
 
+    /// How far apart the two are for their size: ‖a − b‖ / ‖b‖ over the elements that are finite in both; infinite if
+    /// only b is zero.
+    #[must_use]
+    pub fn relative_distance(&self) -> f64 {
+        if self.distance == 0.0 { 0.0 } else { (self.distance / self.squares.1).sqrt() }
+    }
+
     fn add(&mut self, a: f64, b: f64, tolerance: Tolerance) {
         self.elements += 1;
         if a.is_finite() && b.is_finite() {
             self.dot += a * b;
             self.squares.0 += a * a;
             self.squares.1 += b * b;
+            self.distance += (a - b) * (a - b);
         }
         if a == b || (a.is_nan() && b.is_nan()) {
             return;
@@ -122,6 +131,7 @@ impl Values {
         self.dot += other.dot;
         self.squares.0 += other.squares.0;
         self.squares.1 += other.squares.1;
+        self.distance += other.distance;
         self
     }
 }

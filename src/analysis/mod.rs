@@ -3,9 +3,11 @@
 //! Products and sums are f64, taken in fixed tiles and a fixed order, so they do not depend on the number of threads.
 
 mod diff;
+mod place;
 mod stats;
 
 pub use diff::{Comparison, Difference, Tolerance, Values, diff};
+pub use place::layer_and_block;
 pub use stats::{Stats, stats};
 
 use crate::dtype::{self, DType, Simd};

@@ -4,6 +4,8 @@ use super::report::{count, shape, table};
 use super::{Common, Run};
 use crate::analysis::{self, Comparison, Difference, Tolerance};
 use crate::checkpoint::Checkpoint;
+#[cfg(feature = "plot")]
+use crate::{output::StagedFile, plot::Heatmap};
 use clap::Args;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -29,6 +31,17 @@ pub(super) struct Diff {
     /// List equal tensors as well
     #[arg(long)]
     all: bool,
+    /// Draw how far apart the models are, by layer and block, as an SVG
+    #[cfg(feature = "plot")]
+    #[arg(long, value_name = "FILE.svg", value_parser = svg)]
+    plot: Option<PathBuf>,
+}
+
+#[cfg(feature = "plot")]
+fn svg(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let is_svg = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg"));
+    is_svg.then_some(path).ok_or_else(|| "pictures are SVG: give the file the ending .svg".to_owned())
 }
 
 fn tolerance(text: &str) -> Result<f64, String> {
@@ -47,6 +60,10 @@ impl Run for Diff {
         let bytes = first.file_bytes() + second.file_bytes();
         let comparison =
             report.watched(bytes, |control| analysis::diff(&first, &second, tolerance, &common.settings(), control))?;
+        #[cfg(feature = "plot")]
+        if let Some(path) = &self.plot {
+            draw(&comparison, &first, &second, path)?;
+        }
         report.answer(|| text(&comparison, &first, &second, self.all), || document(&comparison))?;
         Ok(if comparison.is_equal() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -104,6 +121,7 @@ fn document(comparison: &Comparison) -> Value {
             Difference::Values(values) => {
                 json["max_abs"] = finite(values.max_abs);
                 json["max_rel"] = finite(values.max_rel);
+                json["relative_distance"] = finite(values.relative_distance());
                 json["cosine"] = finite(values.cosine());
                 json["differing"] = json!(values.beyond);
                 json["elements"] = json!(values.elements);
@@ -118,6 +136,42 @@ fn document(comparison: &Comparison) -> Value {
         "only_second": comparison.only_second,
         "tensors": comparison.shared.iter().map(describe).collect::<Vec<_>>(),
     })
+}
+
+/// The relative distance of every tensor that both have, layers down and blocks across.
+#[cfg(feature = "plot")]
+fn draw(
+    comparison: &Comparison,
+    first: &Checkpoint,
+    second: &Checkpoint,
+    path: &std::path::Path,
+) -> anyhow::Result<()> {
+    let mut map = Heatmap {
+        title: format!("{} against {}", first.name(), second.name()),
+        unit: "‖a − b‖ / ‖b‖".to_owned(),
+        rows: Vec::new(),
+        columns: Vec::new(),
+        cells: Vec::new(),
+    };
+    let position = |labels: &mut Vec<String>, label: &str| {
+        labels.iter().position(|known| known == label).unwrap_or_else(|| {
+            labels.push(label.to_owned());
+            labels.len() - 1
+        })
+    };
+    for (name, difference) in &comparison.shared {
+        let Difference::Values(values) = difference else { continue };
+        let (layer, block) = analysis::layer_and_block(name);
+        let (row, column) = (position(&mut map.rows, layer), position(&mut map.columns, block));
+        map.cells.resize(map.rows.len(), Vec::new());
+        let cells = &mut map.cells[row];
+        cells.resize(cells.len().max(column + 1), None);
+        cells[column] = Some(values.relative_distance());
+    }
+    let svg = map.to_svg()?;
+    let file = StagedFile::create(path, svg.len() as u64)?;
+    file.write_at(0, svg.as_bytes())?;
+    Ok(file.commit(false)?)
 }
 
 /// JSON has no infinity: as text.

@@ -20,6 +20,13 @@ pub struct Target {
     pub shard_size: Option<Bytes>,
 }
 
+impl Target {
+    /// A file or folder without shards.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), shard_size: None }
+    }
+}
+
 /// What a run will cost, known before any data is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Prediction {
