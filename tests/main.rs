@@ -1,3 +1,5 @@
 //! The one test binary.
 
 mod dtype;
+mod house;
+mod model;

@@ -11,7 +11,7 @@ mod layout;
 pub use file::{DataFile, IoMode};
 pub use formats::{FORMATS, by_extension};
 pub use layout::{Layout, Part};
-pub(crate) use layout::{is_weights, walk_all};
+pub(crate) use layout::{is_weights, read_json, walk_all};
 
 use crate::error::{Error, Result};
 use ckptmerge_format::{DType, Data, FormatError, Index, Metadata};

@@ -127,7 +127,7 @@ impl Run for Merge {
             let names = shortened(&plan.left_out);
             report.warn(&format!("the output leaves out {}: {names}", count(plan.left_out.len() as u64, "tensor")));
         }
-        for large in models.reference().layout().companions()?.1 {
+        for large in models.frame().layout().companions()?.1 {
             report.warn(&format!("{} is too large for a small file and is not copied along", large.display()));
         }
 
@@ -138,7 +138,7 @@ impl Run for Merge {
         }
         // A plan without a place to go is laid out as if it went beside the models, to be measured.
         let path = self.output.clone().unwrap_or_else(|| {
-            PathBuf::from(if models.reference().layout().is_folder { "merged" } else { "merged.safetensors" })
+            PathBuf::from(if models.frame().layout().is_folder { "merged" } else { "merged.safetensors" })
         });
         let target = Target { path, shard_size: self.shard_size };
         let predicted = plan.predict(&target, &settings)?;

@@ -21,6 +21,10 @@ pub struct Target {
 }
 
 impl Target {
+    fn names_folder(&self) -> bool {
+        self.path.is_dir() || self.path.as_os_str().as_encoded_bytes().ends_with(b"/")
+    }
+
     /// A file or folder without shards.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into(), shard_size: None }
@@ -59,7 +63,7 @@ struct Files<'a, 'p> {
 }
 
 impl Plan<'_> {
-    /// Whether `target` becomes a folder: if it is to have shards, or the reference model is a folder and the
+    /// Whether `target` becomes a folder: if it is to have shards, or is named as one, or a model is a folder and the
     /// target's name is not that of a file.
     fn makes_folder(&self, target: &Target) -> Result<bool> {
         let names_file = by_extension(&target.path).is_some() && !target.path.is_dir();
@@ -74,7 +78,7 @@ impl Plan<'_> {
             )),
             (true, false, false) => Ok(false),
             (false, true, _) => Ok(true),
-            (false, false, _) => Ok(self.models.reference().layout().is_folder),
+            (false, false, _) => Ok(self.models.frame().layout().is_folder || target.names_folder()),
         }
     }
 
@@ -121,8 +125,8 @@ impl Plan<'_> {
         settings: &Settings,
         control: Control<'_>,
     ) -> Result<()> {
-        let reference = self.models.reference().layout();
-        let companions = reference.companions()?.0;
+        let frame = self.models.frame().layout();
+        let companions = frame.companions()?.0;
         let written = files.weights.iter().map(|file| file.relative.clone());
         let indices = files.indices.iter().map(|index| index.relative.clone());
         check_replaceable(&target.path, &written.chain(indices).chain(companions.iter().cloned()).collect())?;
@@ -130,7 +134,11 @@ impl Plan<'_> {
         let total = files.weights.iter().map(|file| file.plan.length).sum();
         let folder = StagedFolder::create(&target.path, total)?;
         for relative in &companions {
-            folder.copy(&reference.root.join(relative), relative)?;
+            let source = frame.root.join(relative);
+            match self.config_of_merged(&source, relative) {
+                Some(config) => folder.write(relative, config.as_bytes())?,
+                None => folder.copy(&source, relative)?,
+            }
         }
         for file in &files.weights {
             let staged = folder.file(&file.relative, file.plan.length)?;
@@ -142,6 +150,33 @@ impl Plan<'_> {
         }
         stream::check_unchanged(self.models.all())?;
         folder.commit(settings.sync)
+    }
+
+    /// A model's `config.json` with the type that its tensors now have, if it names one and that is another.
+    fn config_of_merged(&self, source: &Path, relative: &Path) -> Option<String> {
+        if relative.file_name()? != "config.json" {
+            return None;
+        }
+        let parts = &self.models.reference().layout().parts;
+        let part = parts.iter().position(|part| Some(Path::new(&part.folder)) == relative.parent())?;
+        let blended = |t: &&Planned<'_>| t.part == part && matches!(t.operation, Operation::Blend(..));
+        let mut dtypes = self.tensors.iter().filter(blended).map(|tensor| tensor.dtype);
+        let dtype = dtypes.next()?;
+        if dtypes.any(|other| other != dtype) {
+            return None;
+        }
+        // A configuration that cannot be read is copied as it is.
+        let mut config = checkpoint::read_json(source).ok()?;
+        let mut changed = false;
+        for key in ["torch_dtype", "dtype"] {
+            if let Some(Value::String(name)) = config.get_mut(key)
+                && name != dtype.torch_name()?
+            {
+                *name = dtype.torch_name()?.to_owned();
+                changed = true;
+            }
+        }
+        changed.then(|| format!("{config:#}\n"))
     }
 
     /// Which tensor goes into which file, and where.

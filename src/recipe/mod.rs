@@ -183,6 +183,13 @@ impl Models {
         self.base.as_ref().unwrap_or(&self.tuned[0])
     }
 
+    /// The one whose configuration and other small files the output gets: the first that is a folder, if one is.
+    #[must_use]
+    pub fn frame(&self) -> &Checkpoint {
+        let mut candidates = self.base.iter().chain(&self.tuned);
+        candidates.find(|model| model.layout().is_folder).unwrap_or(self.reference())
+    }
+
     /// What messages call each of [`Self::all`].
     #[must_use]
     pub fn labels(&self) -> &[String] {

@@ -47,7 +47,7 @@ pub enum Kind {
     Opaque,
 }
 
-/// One row per type: the name in files, spellings accepted from people, bits per element, kind.
+/// One row per type: the name in files, spellings accepted from people (torch's first), bits per element, kind.
 const DTYPES: [(DType, &str, &[&str], u32, Kind); 22] = [
     (DType::Bool, "BOOL", &[], 8, Kind::Integer),
     (DType::F4, "F4", &[], 4, Kind::Opaque),
@@ -55,20 +55,20 @@ const DTYPES: [(DType, &str, &[&str], u32, Kind); 22] = [
     (DType::F6E3M2, "F6_E3M2", &[], 6, Kind::Opaque),
     (DType::U8, "U8", &["uint8"], 8, Kind::Integer),
     (DType::I8, "I8", &["int8"], 8, Kind::Integer),
-    (DType::F8E5M2, "F8_E5M2", &["fp8_e5m2", "float8_e5m2"], 8, Kind::Float),
-    (DType::F8E4M3, "F8_E4M3", &["fp8_e4m3", "fp8_e4m3fn", "float8_e4m3fn"], 8, Kind::Float),
+    (DType::F8E5M2, "F8_E5M2", &["float8_e5m2", "fp8_e5m2"], 8, Kind::Float),
+    (DType::F8E4M3, "F8_E4M3", &["float8_e4m3fn", "fp8_e4m3fn", "fp8_e4m3"], 8, Kind::Float),
     (DType::F8E8M0, "F8_E8M0", &[], 8, Kind::Opaque),
     (DType::F8E4M3FNUZ, "F8_E4M3FNUZ", &[], 8, Kind::Opaque),
     (DType::F8E5M2FNUZ, "F8_E5M2FNUZ", &[], 8, Kind::Opaque),
     (DType::I16, "I16", &["int16"], 16, Kind::Integer),
     (DType::U16, "U16", &["uint16"], 16, Kind::Integer),
-    (DType::F16, "F16", &["fp16", "float16", "half"], 16, Kind::Float),
+    (DType::F16, "F16", &["float16", "fp16", "half"], 16, Kind::Float),
     (DType::BF16, "BF16", &["bfloat16"], 16, Kind::Float),
     (DType::I32, "I32", &["int32"], 32, Kind::Integer),
     (DType::U32, "U32", &["uint32"], 32, Kind::Integer),
-    (DType::F32, "F32", &["fp32", "float32", "float"], 32, Kind::Float),
+    (DType::F32, "F32", &["float32", "fp32", "float"], 32, Kind::Float),
     (DType::C64, "C64", &["complex64"], 64, Kind::Opaque),
-    (DType::F64, "F64", &["fp64", "float64", "double"], 64, Kind::Float),
+    (DType::F64, "F64", &["float64", "fp64", "double"], 64, Kind::Float),
     (DType::I64, "I64", &["int64"], 64, Kind::Integer),
     (DType::U64, "U64", &["uint64"], 64, Kind::Integer),
 ];
@@ -87,6 +87,12 @@ impl DType {
     #[must_use]
     pub fn name(self) -> &'static str {
         self.row().1
+    }
+
+    /// The name torch has for it, such as `bfloat16`, for the types that models are computed in.
+    #[must_use]
+    pub fn torch_name(self) -> Option<&'static str> {
+        self.row().2.first().copied()
     }
 
     /// Bits per element; below 8 for the packed types.

@@ -1,0 +1,292 @@
+//! The repository's own rules: which way imports point, tables that are whole, what lies where.
+
+use crate::model::{Outcome, names_in, root, run};
+use ckptmerge::checkpoint::FORMATS;
+use ckptmerge::merge::METHODS;
+use regex::Regex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// What each module of `src/` may use, beside [`ANYWHERE`].
+const LAYERS: &[(&str, &[&str])] = &[
+    ("cli", &["recipe", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
+    ("recipe", &["merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
+    ("merge", &["stream", "dtype"]),
+    ("analysis", &["stream", "checkpoint", "output", "dtype"]),
+    ("plot", &[]),
+    ("stream", &["checkpoint", "output", "dtype"]),
+    ("checkpoint", &["dtype"]),
+    ("output", &["dtype"]),
+    ("dtype", &[]),
+    ("error", &[]),
+    ("os", &[]),
+];
+const ANYWHERE: [&str; 2] = ["error", "os"];
+
+/// What may stand at the top of the repository, beside what is hidden.
+const TOP: [&str; 15] = [
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "README.md",
+    "clippy.toml",
+    "docs",
+    "fixtures",
+    "plugins",
+    "rustfmt.toml",
+    "shaders",
+    "src",
+    "target",
+];
+const LONGEST: usize = 700;
+
+/// The Rust files below a folder of the repository with their text, by their path within it.
+fn sources(folder: &str) -> BTreeMap<String, String> {
+    fn visit(folder: &Path, files: &mut Vec<PathBuf>) {
+        for name in names_in(folder) {
+            let path = folder.join(&name);
+            if path.is_dir() && name != "target" {
+                visit(&path, files);
+            } else if name.ends_with(".rs") {
+                files.push(path);
+            }
+        }
+    }
+    let folder = root().join(folder);
+    let mut files = Vec::new();
+    visit(&folder, &mut files);
+    assert!(!files.is_empty(), "{} holds no Rust files", folder.display());
+    let entry = |path: PathBuf| {
+        let name = path.strip_prefix(&folder).expect("it is in the folder").display().to_string();
+        (name, std::fs::read_to_string(&path).expect("sources are UTF-8"))
+    };
+    files.into_iter().map(entry).collect()
+}
+
+/// The text without lines that are comments.
+fn code(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect()
+}
+
+fn is_kebab(name: &str) -> bool {
+    !name.is_empty()
+        && name.split('-').all(|word| {
+            !word.is_empty() && word.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit())
+        })
+}
+
+/// The first parts of the paths in the braces that `text` begins behind: `a::b, c::{d, e}` gives `a` and `c`.
+fn heads(text: &str) -> Vec<String> {
+    let mut depth = 0;
+    let mut heads = vec![String::new()];
+    for letter in text.chars() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => heads.push(String::new()),
+            _ if depth == 0 => heads.last_mut().expect("there is always one").push(letter),
+            _ => {}
+        }
+    }
+    let first = |path: String| path.split("::").next().unwrap_or_default().trim().to_owned();
+    heads.into_iter().map(first).filter(|head| !head.is_empty()).collect()
+}
+
+#[test]
+fn imports_point_downward() -> Outcome {
+    let files = sources("src");
+    assert!(files.len() > 20, "only {} files were found", files.len());
+    let allowed: BTreeMap<&str, &[&str]> = LAYERS.iter().copied().collect();
+    let plain = Regex::new(r"\bcrate::(\w+)")?;
+    let braced = Regex::new(r"\bcrate::\{")?;
+    // `crate::Error` is the `error` module's, by what lib.rs hands on.
+    let handed_on = Regex::new(r"pub use (\w+)::(?:\{([^}]*)\}|(\w+));")?;
+    let library = code(&files["lib.rs"]);
+    let owners: BTreeMap<&str, &str> = handed_on
+        .captures_iter(&library)
+        .flat_map(|found| {
+            let (_, [owner, names]) = found.extract();
+            names.split(',').map(move |name| (name.trim(), owner))
+        })
+        .collect();
+
+    let mut edges = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for (file, text) in &files {
+        let module = file.split('/').next().expect("a path has parts").trim_end_matches(".rs");
+        if ["lib", "main"].contains(&module) {
+            continue;
+        }
+        let Some(may_use) = allowed.get(module) else {
+            wrong.push(format!("src/{file} is of the module `{module}`, which has no layer"));
+            continue;
+        };
+        let text = code(text);
+        assert!(!text.contains("super::super::"), "src/{file}: write `crate::…`, so that this test sees it");
+        let mut used: Vec<String> = plain.captures_iter(&text).map(|found| found[1].to_owned()).collect();
+        used.extend(braced.find_iter(&text).flat_map(|found| heads(&text[found.end()..])));
+        for target in used {
+            let target = owners.get(target.as_str()).copied().unwrap_or(&target).to_owned();
+            if target == module || ANYWHERE.contains(&target.as_str()) {
+                continue;
+            }
+            edges.insert((module.to_owned(), target.clone()));
+            if !may_use.contains(&target.as_str()) {
+                wrong.push(format!("src/{file} uses `crate::{target}`, which `{module}` may not"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    for (from, to) in [("cli", "recipe"), ("recipe", "merge"), ("stream", "checkpoint"), ("merge", "dtype")] {
+        assert!(edges.contains(&(from.to_owned(), to.to_owned())), "the edge {from} → {to} was not seen in {edges:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_layers_have_no_circle() {
+    let position = |name: &str| LAYERS.iter().position(|(module, _)| *module == name).expect("a module with a layer");
+    for (module, used) in LAYERS {
+        for other in *used {
+            assert!(position(other) > position(module), "{module} stands below {other}");
+        }
+    }
+    assert_eq!(heads("a::{b, c}, d,\n e::f}; use g"), ["a", "d", "e"]);
+}
+
+#[test]
+fn plugins_depend_only_on_the_interface() -> Outcome {
+    let local = Regex::new(r"^([\w-]+)(?:\.workspace\s*=\s*true|\s*=\s*\{.*(?:path|workspace)\s*=.*\})")?;
+    let ours = std::fs::read_to_string(root().join("Cargo.toml"))?;
+    let is_ours = |name: &str| ours.lines().any(|line| line.starts_with(&format!("{name} = {{ path")));
+    assert!(is_ours("ckptmerge-format"), "the workspace's own crates were not seen");
+    let mut seen = 0;
+    for plugin in names_in(&root().join("plugins")) {
+        let manifest = std::fs::read_to_string(root().join("plugins").join(&plugin).join("Cargo.toml"))?;
+        let mut section = String::new();
+        for line in manifest.lines() {
+            if line.starts_with('[') {
+                section = line.to_owned();
+            } else if section.contains("dependencies") {
+                let Some(found) = local.captures(line) else {
+                    assert!(!line.contains("path"), "plugins/{plugin}: {line}");
+                    continue;
+                };
+                let dependency = &found[1];
+                seen += 1;
+                let allowed = if is_ours(dependency) {
+                    plugin != "api" && dependency == "ckptmerge-format"
+                } else {
+                    !line.contains("path")
+                };
+                assert!(allowed, "plugins/{plugin} may not depend on {dependency}");
+            }
+        }
+        for (file, text) in sources(&format!("plugins/{plugin}/src")) {
+            let text = code(&text);
+            for word in ["std::fs", "std::io::", "File::", "std::net", "std::process", "unsafe "] {
+                assert!(!text.contains(word), "plugins/{plugin}/src/{file} has {word}; formats do no I/O");
+            }
+        }
+    }
+    assert!(seen >= 3, "only {seen} dependencies were seen");
+    Ok(())
+}
+
+#[test]
+fn every_method_is_in_the_table() {
+    let files = sources("src/merge");
+    let methods: BTreeSet<String> = files
+        .iter()
+        .filter(|(_, text)| text.contains("impl Method for"))
+        .map(|(file, _)| file.trim_end_matches(".rs").replace('_', "-"))
+        .collect();
+    let names: Vec<&str> = METHODS.iter().map(|method| method.name()).collect();
+    let table: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(table.len(), names.len(), "a name stands twice in {names:?}");
+    assert_eq!(methods, table, "a method is a file of its name and a line of METHODS");
+    assert!(names.iter().all(|name| is_kebab(name)), "{names:?}");
+    for method in METHODS {
+        assert!(method.source().starts_with("https://"), "{} does not say where it is from", method.name());
+        assert!(method.parameters().iter().all(|parameter| !parameter.about.is_empty()));
+    }
+}
+
+#[test]
+fn every_format_is_in_the_table() {
+    let mut plugins = names_in(&root().join("plugins"));
+    plugins.retain(|name| name != "api");
+    let mut ids: Vec<&str> = FORMATS.iter().map(|format| format.id()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, plugins, "a format is a folder of its name in plugins/ and a line of FORMATS");
+    for plugin in &plugins {
+        let implements =
+            sources(&format!("plugins/{plugin}/src")).values().any(|text| text.contains("impl Format for"));
+        assert!(implements, "plugins/{plugin} implements no format");
+        assert!(is_kebab(plugin), "{plugin}");
+    }
+    let endings: Vec<&str> = FORMATS.iter().flat_map(|format| format.extensions()).copied().collect();
+    let distinct: BTreeSet<&str> = endings.iter().copied().collect();
+    assert_eq!(distinct.len(), endings.len(), "two formats are written under one ending: {endings:?}");
+}
+
+#[test]
+fn every_subcommand_is_in_the_help() -> Outcome {
+    let files: BTreeSet<String> = sources("src/cli")
+        .into_iter()
+        .filter(|(file, text)| file != "mod.rs" && text.contains("impl Run for"))
+        .map(|(file, _)| file.trim_end_matches(".rs").replace('_', "-"))
+        .collect();
+    let help = run(root(), "--help").ok().stdout;
+    let row = Regex::new(r"(?m)^  ([a-z][a-z-]*) +\S")?;
+    let commands = help.split("Commands:").nth(1).ok_or("the help lists no commands")?;
+    let commands = commands.split("\n\n").next().unwrap_or_default();
+    let mut listed: Vec<&str> = row.captures_iter(commands).map(|found| found.extract::<1>().1[0]).collect();
+    listed.retain(|name| *name != "help");
+    let distinct: BTreeSet<String> = listed.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(distinct.len(), listed.len(), "a name stands twice in {listed:?}");
+    assert_eq!(distinct, files, "a subcommand is a file of its name and a line of `subcommands!`");
+    Ok(())
+}
+
+#[test]
+fn files_are_short_and_say_what_they_are_for() -> Outcome {
+    let unfinished = Regex::new(r"\b(TODO|FIXME|XXX|todo!|unimplemented!|dbg!)")?;
+    let mut wrong = Vec::new();
+    for folder in ["src", "plugins", "tests"] {
+        for (file, text) in sources(folder) {
+            let lines = text.lines().count();
+            if lines > LONGEST {
+                wrong.push(format!("{folder}/{file} has {lines} lines; {LONGEST} are the most"));
+            }
+            let opening = text.lines().next().unwrap_or_default();
+            if opening.len() < "//! x y".len() || !opening.starts_with("//! ") {
+                wrong.push(format!("{folder}/{file} does not begin with a line of documentation: {opening:?}"));
+            }
+            if folder != "tests" && unfinished.is_match(&text) {
+                wrong.push(format!("{folder}/{file} is not finished"));
+            }
+            let stem = file.rsplit('/').next().unwrap_or_default().trim_end_matches(".rs");
+            if ["common", "util", "utils", "helper", "helpers", "misc"].contains(&stem) {
+                wrong.push(format!("{folder}/{file} has a name that says nothing"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    Ok(())
+}
+
+#[test]
+fn the_top_of_the_repository_is_tidy() {
+    let names = names_in(root());
+    let strangers: Vec<_> = names
+        .iter()
+        .filter(|name| !name.starts_with('.') && *name != "tests" && !TOP.contains(&name.as_str()))
+        .collect();
+    assert!(strangers.is_empty(), "{strangers:?}");
+    assert!(names.iter().any(|name| name == "Cargo.toml"), "this is not the repository: {names:?}");
+}
