@@ -10,11 +10,13 @@
 mod dtype;
 mod error;
 mod index;
+mod reader;
 mod write;
 
 pub use dtype::{DType, Kind};
 pub use error::{Fault, FormatError};
-pub use index::{Data, Extent, Index, Metadata, Source, TensorInfo};
+pub use index::{Data, Extent, Index, Metadata, Piece, Pieces, Source, Subtree, TensorInfo};
+pub use reader::Reader;
 pub use write::{Segment, TensorSpec, WritePlan};
 
 /// A checkpoint format: how to find the tensors in a file's bytes, and how to lay out new ones.
@@ -39,11 +41,30 @@ pub trait Format: Sync {
     /// [`FormatError`] if the file breaks the format's rules, exceeds its limits, or uses a part that is not supported.
     fn index(&self, source: &dyn Source) -> Result<Index, FormatError>;
 
+    /// Whether this format has a place for elements of the type when writing.
+    fn can_store(&self, dtype: DType) -> bool;
+
     /// Where each of `tensors` goes in a new file, and the bytes around them.
     ///
     /// # Errors
     /// [`FormatError`] if the format has no way to store one of the names, types or shapes.
     fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError>;
+
+    /// The segments that hold the CRC-32 of each tensor's bytes, for a plan that [wants](WritePlan::wants_crc32) them.
+    ///
+    /// `tensors` and `metadata` are those of the plan; `crc32` has a value for each tensor, 0 for tied ones.
+    ///
+    /// # Errors
+    /// As [`Format::plan_write`].
+    fn finish_write(
+        &self,
+        _plan: &WritePlan,
+        _tensors: &[TensorSpec],
+        _metadata: &Metadata,
+        _crc32: &[u32],
+    ) -> Result<Vec<Segment>, FormatError> {
+        Ok(Vec::new())
+    }
 }
 
 /// How many of a file's first bytes [`Format::recognises`] is shown.

@@ -25,9 +25,6 @@ pub struct Segment {
 }
 
 /// Where everything goes in a new file.
-///
-/// A format whose tables hold digests of the data will add the digests it wants here and receive them in a second
-/// call; the host writes the data in one pass either way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WritePlan {
@@ -37,12 +34,22 @@ pub struct WritePlan {
     pub segments: Vec<Segment>,
     /// For each tensor, in the order given, where its elements go; `None` for one that is tied to another.
     pub offsets: Vec<Option<u64>>,
+    /// Whether the file holds a CRC-32 of each tensor's bytes. The host then computes them as it writes, and asks
+    /// [`Format::finish_write`](crate::Format::finish_write) for the segments that hold them.
+    pub wants_crc32: bool,
 }
 
 impl WritePlan {
-    /// A plan; see the fields.
+    /// A plan without checksums; see the fields.
     #[must_use]
     pub fn new(length: u64, segments: Vec<Segment>, offsets: Vec<Option<u64>>) -> Self {
-        Self { length, segments, offsets }
+        Self { length, segments, offsets, wants_crc32: false }
+    }
+
+    /// The same plan, for a file with a CRC-32 of each tensor.
+    #[must_use]
+    pub fn with_crc32(mut self) -> Self {
+        self.wants_crc32 = true;
+        self
     }
 }

@@ -91,7 +91,7 @@ fn entry(name: String, value: &Value) -> Result<Entry, FormatError> {
         Ok((dtype, shape, start, end))
     };
     let (dtype, shape, start, end) = parts().map_err(|message| FormatError::corrupt(message).at(&name))?;
-    let dtype = DType::from_name(dtype).ok_or_else(|| {
+    let dtype = DType::from_name(dtype).filter(|&dtype| crate_dtype(dtype).is_ok()).ok_or_else(|| {
         FormatError::unsupported(format!("the type {dtype:?} is not one of safetensors 0.8's")).at(&name)
     })?;
     Ok(Entry { name, dtype, shape, start, end })

@@ -67,25 +67,26 @@ impl Format for Safetensors {
             .into_iter()
             .partition(|(key, target)| by_name.contains_key(target.as_str()) && !by_name.contains_key(key.as_str()));
         let mut tensors: Vec<TensorInfo> = Vec::with_capacity(entries.len() + aliases.len());
-        tensors.extend(entries.iter().map(|entry| TensorInfo {
-            name: entry.name.clone(),
-            dtype: entry.dtype,
-            shape: entry.shape.clone(),
-            data: Data::Dense(Extent { offset: data_start + entry.start, length: entry.end - entry.start }),
+        tensors.extend(entries.iter().map(|entry| {
+            let extent = Extent { offset: data_start + entry.start, length: entry.end - entry.start };
+            TensorInfo::new(&entry.name, entry.dtype, entry.shape.clone(), Data::Dense(extent))
         }));
         for (name, target) in aliases {
             let entry = by_name[target.as_str()];
-            let (dtype, shape) = (entry.dtype, entry.shape.clone());
-            tensors.push(TensorInfo { name, dtype, shape, data: Data::Alias(target) });
+            tensors.push(TensorInfo::new(name, entry.dtype, entry.shape.clone(), Data::Alias(target)));
         }
-        Ok(Index { tensors, metadata })
+        Ok(Index { tensors, metadata, ..Index::default() })
+    }
+
+    fn can_store(&self, dtype: DType) -> bool {
+        crate_dtype(dtype).is_ok()
     }
 
     fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
         let mut offsets = vec![None; tensors.len()];
         // Wider elements first, so that every tensor is aligned to its element; otherwise in the order given.
         let mut order: Vec<usize> = (0..tensors.len()).filter(|&i| tensors[i].alias_of.is_none()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bits()));
+        order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bytes().unwrap_or(0)));
 
         let mut text = Map::new();
         text.extend(metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))));
@@ -108,6 +109,7 @@ impl Format for Safetensors {
         for i in order {
             let tensor = &tensors[i];
             let too_large = || FormatError::new(Fault::Limit, "the tensor's size overflows 64 bits").at(&tensor.name);
+            crate_dtype(tensor.dtype).map_err(|error| error.at(&tensor.name))?;
             let elements = tensor.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).ok_or_else(too_large)?;
             let length = tensor.dtype.size_of(elements).ok_or_else(too_large)?;
             let start = end;
