@@ -17,5 +17,5 @@ pub mod plot;
 pub mod recipe;
 pub mod stream;
 
-pub use checkpoint::{Checkpoint, IoMode};
+pub use checkpoint::{Checkpoint, IoMode, OpenOptions};
 pub use error::{Bytes, Error, Mismatch, Result};

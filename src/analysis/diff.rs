@@ -2,7 +2,7 @@
 
 use super::{SCRATCH, decode_f64};
 use crate::checkpoint::{Checkpoint, TensorView};
-use crate::dtype::{DType, Kind, Simd};
+use crate::dtype::{self, DType, Simd};
 use crate::error::Result;
 use crate::stream::{self, Control, Group, Settings};
 
@@ -163,9 +163,9 @@ pub fn diff(
     let groups: Vec<Group<'_>> = pairs
         .iter()
         .map(|pair| match *pair {
-            Pair::Known(_) => Group { inputs: Vec::new(), elements: 0 },
-            Pair::Values(a, b) => Group { inputs: vec![a, b], elements: a.tensor.elements },
-            Pair::Bytes(a, b) => Group { inputs: vec![a, b], elements: a.tensor.bytes },
+            Pair::Known(_) => Group::bytes(Vec::new()),
+            Pair::Values(a, b) => Group::numbers(vec![a, b]),
+            Pair::Bytes(a, b) => Group::bytes(vec![a, b]),
         })
         .collect();
 
@@ -190,7 +190,7 @@ pub fn diff(
 
 fn pair<'a>(a: TensorView<'a>, b: TensorView<'a>, tolerance: Tolerance) -> Pair<'a> {
     let (left, right) = (a.tensor, b.tensor);
-    let computed = |dtype: DType| dtype.kind() != Kind::Opaque;
+    let computed = dtype::can_decode;
     if left.shape != right.shape {
         return Pair::Known(Difference::Shape(left.shape.clone(), right.shape.clone()));
     }
@@ -203,12 +203,11 @@ fn pair<'a>(a: TensorView<'a>, b: TensorView<'a>, tolerance: Tolerance) -> Pair<
 
 fn values(simd: Simd, a: (DType, &[u8]), b: (DType, &[u8]), tolerance: Tolerance) -> Values {
     let mut total = Values { same_bytes: a == b, ..Values::default() };
-    // Only whole-byte types get here.
-    let widths = (a.0.bytes().unwrap_or(1), b.0.bytes().unwrap_or(1));
+    let bytes = |dtype: DType| SCRATCH / dtype.block_elements() as usize * dtype.block_bytes() as usize;
     let mut scratch = [0.0; SCRATCH];
     let (mut left, mut right) = ([0.0; SCRATCH], [0.0; SCRATCH]);
-    for (a_bytes, b_bytes) in a.1.chunks(SCRATCH * widths.0).zip(b.1.chunks(SCRATCH * widths.1)) {
-        let count = a_bytes.len() / widths.0;
+    for (a_bytes, b_bytes) in a.1.chunks(bytes(a.0)).zip(b.1.chunks(bytes(b.0))) {
+        let count = a_bytes.len() / a.0.block_bytes() as usize * a.0.block_elements() as usize;
         decode_f64(simd, a.0, a_bytes, &mut scratch, &mut left[..count]);
         decode_f64(simd, b.0, b_bytes, &mut scratch, &mut right[..count]);
         let mut part = Values { same_bytes: true, ..Values::default() };

@@ -5,7 +5,7 @@
 
 use super::{SCRATCH, decode_f64};
 use crate::checkpoint::TensorView;
-use crate::dtype::{DType, Kind, Simd};
+use crate::dtype::{self, DType, Simd};
 use crate::error::Result;
 use crate::stream::{self, Control, Group, Settings};
 
@@ -101,24 +101,20 @@ pub fn stats(tensors: &[TensorView<'_>], settings: &Settings, control: Control<'
     let known: Vec<DType> = tensors.iter().map(|view| view.tensor.dtype).collect();
     let groups: Vec<Group<'_>> = tensors
         .iter()
-        .map(|view| {
-            let elements = if view.tensor.dtype.kind() == Kind::Opaque { 0 } else { view.tensor.elements };
-            Group { inputs: vec![*view], elements }
-        })
+        .map(|view| Group::numbers(if dtype::can_decode(view.tensor.dtype) { vec![*view] } else { Vec::new() }))
         .collect();
     let simd = Simd::detect();
     let tiles = stream::measure(&groups, settings, control, |group, inputs| {
         let dtype = known[group];
-        // Only whole-byte types get here: the others have no elements.
-        let width = dtype.bytes().unwrap_or(1);
+        let block = (dtype.block_bytes() as usize, dtype.block_elements() as usize);
         let (mut scratch, mut values) = ([0.0; SCRATCH], [0.0; SCRATCH]);
-        inputs[0].chunks(SCRATCH * width).fold(Stats::default(), |total, bytes| {
-            let values = &mut values[..bytes.len() / width];
+        inputs[0].chunks(SCRATCH / block.1 * block.0).fold(Stats::default(), |total, bytes| {
+            let values = &mut values[..bytes.len() / block.0 * block.1];
             decode_f64(simd, dtype, bytes, &mut scratch, values);
             total.and(&Stats::of(values))
         })
     })?;
     let total = |tiles: Vec<Stats>| tiles.iter().fold(Stats::default(), |total, tile| total.and(tile));
-    let computed = |view: &TensorView<'_>| view.tensor.dtype.kind() != Kind::Opaque;
+    let computed = |view: &TensorView<'_>| dtype::can_decode(view.tensor.dtype);
     Ok(tensors.iter().zip(tiles).map(|(view, tiles)| computed(view).then(|| total(tiles))).collect())
 }

@@ -63,7 +63,11 @@ impl DataFile {
         if !kind.is_file() {
             return Err(Error::model(path, "is not a regular file; copy it to one first"));
         }
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        Self::of(File::open(path).map_err(Error::io("open", path))?, path, mode)
+    }
+
+    /// An open file, which messages call `path`.
+    pub(super) fn of(file: File, path: &Path, mode: IoMode) -> Result<Self> {
         let stamp = Stamp::of(&file.metadata().map_err(Error::io("look at", path))?);
         let wants_map = match mode {
             IoMode::Mmap => true,
@@ -116,11 +120,28 @@ impl DataFile {
             return map.get(range.start as usize..range.end as usize).ok_or_else(changed);
         }
         buffer.resize((range.end - range.start) as usize, 0);
-        self.file.read_exact_at(buffer, range.start).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => changed(),
-            _ => Error::io("read", &self.path)(error),
-        })?;
+        self.file.read_exact_at(buffer, range.start).map_err(|error| self.read_error(error))?;
         Ok(buffer)
+    }
+
+    /// Fills `out` from `offset`: as [`Self::read`], where the bytes must be the caller's own.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn copy(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        match &self.map {
+            Some(_) => out.copy_from_slice(self.read(offset..offset + out.len() as u64, &mut Vec::new())?),
+            None => self.file.read_exact_at(out, offset).map_err(|error| self.read_error(error))?,
+        }
+        Ok(())
+    }
+
+    /// A file that ends too early is one that changed.
+    fn read_error(&self, error: std::io::Error) -> Error {
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => Error::Changed { path: self.path.clone() },
+            _ => Error::io("read", &self.path)(error),
+        }
     }
 
     /// Whether the map has lost pages since it was made. Costs an atomic load.

@@ -2,7 +2,7 @@
 
 use super::file::DataFile;
 use crate::error::{Error, Result};
-use ckptmerge_format::{Format, FormatError, HEAD, Index, Source};
+use ckptmerge_format::{DType, Data, Format, FormatError, HEAD, Index, Source};
 use ckptmerge_format_safetensors::Safetensors;
 use std::path::Path;
 
@@ -36,9 +36,9 @@ pub(super) fn detect(file: &DataFile) -> Result<&'static dyn Format> {
 ///
 /// # Errors
 /// [`Error::Format`] as the format says, or if it names bytes that are not there.
-pub(super) fn index(format: &dyn Format, file: &DataFile) -> Result<Index> {
+pub(super) fn index(format: &dyn Format, file: &DataFile, assume: Option<DType>) -> Result<Index> {
     let error = |source| Error::Format { path: file.path().to_owned(), source };
-    let index = format.index(file).map_err(error)?;
+    let index = format.index_assuming(file, assume).map_err(error)?;
     let mut names = std::collections::HashSet::with_capacity(index.tensors.len());
     for tensor in &index.tensors {
         let wrong = |message: &str| Err(error(FormatError::corrupt(message).at(&tensor.name)));
@@ -48,13 +48,16 @@ pub(super) fn index(format: &dyn Format, file: &DataFile) -> Result<Index> {
         let Some(size) = tensor.elements().and_then(|elements| tensor.dtype.size_of(elements)) else {
             return wrong("its size overflows");
         };
-        if let ckptmerge_format::Data::Dense(extent) = &tensor.data {
-            if extent.length != size {
+        let extent = match &tensor.data {
+            Data::Dense(extent) if extent.length != size => return wrong("its bytes do not match its type and shape"),
+            Data::Inline(bytes) if bytes.len() as u64 != size => {
                 return wrong("its bytes do not match its type and shape");
             }
-            if extent.offset.checked_add(extent.length).is_none_or(|end| end > file.length()) {
-                return wrong("its bytes reach past the end of the file");
-            }
+            Data::Dense(extent) | Data::Deflated { extent, .. } => *extent,
+            _ => continue,
+        };
+        if extent.offset.checked_add(extent.length).is_none_or(|end| end > file.length()) {
+            return wrong("its bytes reach past the end of the file");
         }
     }
     Ok(index)
@@ -65,4 +68,13 @@ pub(super) fn index(format: &dyn Format, file: &DataFile) -> Result<Index> {
 pub fn by_extension(path: &Path) -> Option<&'static dyn Format> {
     let ending = path.extension()?.to_str()?;
     FORMATS.iter().find(|format| format.extensions().iter().any(|known| known.eq_ignore_ascii_case(ending))).copied()
+}
+
+/// The format of that name.
+///
+/// # Errors
+/// [`Error::Unknown`] with the nearest name.
+pub fn format(id: &str) -> Result<&'static dyn Format> {
+    let found = FORMATS.iter().find(|format| format.id().eq_ignore_ascii_case(id)).copied();
+    found.ok_or_else(|| Error::unknown("format", id, FORMATS.iter().map(|format| format.id())))
 }

@@ -192,7 +192,7 @@ fn pipeline(root: &Path) -> Result<Vec<Part>> {
     for (name, value) in &components {
         // A component is a pair [library, class]; entries like `_class_name` are not.
         let named = value.as_array().is_some_and(|pair| pair.len() == 2 && pair.iter().all(Value::is_string));
-        if named && base_name(name) && root.join(name).is_dir() {
+        if named && is_base_name(name) && root.join(name).is_dir() {
             parts.extend(part(&root.join(name), name)?);
         }
     }
@@ -249,7 +249,7 @@ fn shards(index: &Path) -> Result<Vec<(PathBuf, Option<BTreeSet<String>>)>> {
         .ok_or_else(|| Error::model(index, "is not an index of shards: it has no `weight_map`"))?;
     let mut files: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (tensor, file) in map {
-        let file = file.as_str().filter(|file| base_name(file)).ok_or_else(|| {
+        let file = file.as_str().filter(|file| is_base_name(file)).ok_or_else(|| {
             Error::model(
                 index,
                 format!("tensor `{tensor}` is said to be in {file}, which is no plain file name; not followed"),
@@ -272,7 +272,7 @@ fn shards(index: &Path) -> Result<Vec<(PathBuf, Option<BTreeSet<String>>)>> {
 }
 
 /// Whether a name from a file is a plain name in the same folder.
-fn base_name(name: &str) -> bool {
+pub(super) fn is_base_name(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
 }
 

@@ -6,18 +6,24 @@ mod fault;
 mod file;
 mod fingerprint;
 mod formats;
+mod gather;
 mod layout;
+mod select;
+mod spill;
 
 pub use file::{DataFile, IoMode};
-pub use formats::{FORMATS, by_extension};
+pub use formats::{FORMATS, by_extension, format};
 pub use layout::{Layout, Part};
 pub(crate) use layout::{is_weights, read_json, walk_all};
 
 use crate::error::{Error, Result};
-use ckptmerge_format::{DType, Data, FormatError, Index, Metadata};
+use ckptmerge_format::{DType, Data, FormatError, Index, Metadata, Pieces, TensorInfo};
+use gather::Gather;
+use spill::Spill;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A model that is open for reading.
 #[derive(Debug)]
@@ -29,7 +35,19 @@ pub struct Checkpoint {
     tensors: Vec<Tensor>,
     by_name: HashMap<String, usize>,
     metadata: Metadata,
+    notes: Vec<String>,
     warnings: Vec<String>,
+}
+
+/// How to read a model, where its files leave a choice.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// How bytes are fetched.
+    pub io: IoMode,
+    /// Which set of tensors is the model, in files that hold several; files that hold one do not care.
+    pub select: Option<String>,
+    /// The type of elements of which a file says only the width, as NumPy's do of bfloat16.
+    pub assume: Option<DType>,
 }
 
 /// A tensor of a checkpoint: where its elements are, checked.
@@ -49,24 +67,79 @@ pub struct Tensor {
     pub alias_of: Option<String>,
     /// Which part of the [`Layout`] it belongs to.
     pub part: usize,
-    file: usize,
-    offset: u64,
+    location: Location,
 }
 
-/// A tensor's elements: a file, and where in it they begin.
+/// Where a tensor's elements are, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Location {
+    /// One run of bytes in a file.
+    Dense { file: usize, offset: u64 },
+    /// To be gathered.
+    Gathered(Arc<Gather>),
+}
+
+/// A tensor's elements.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     /// The table's row.
     pub tensor: &'a Tensor,
-    /// The file.
-    pub file: &'a DataFile,
+    /// The checkpoint it is in.
+    pub checkpoint: &'a Checkpoint,
 }
 
-impl TensorView<'_> {
-    /// The position in the file of bytes `range` of the tensor.
+impl<'a> TensorView<'a> {
+    /// Bytes `range` of the tensor as row-major, little-endian elements: straight from the map where they lie so, else
+    /// put together in `buffer`.
+    ///
+    /// Ranges of gathered tensors are whole elements. What comes from a map is to be trusted only after
+    /// [`DataFile::check_fault`] has been asked behind its use.
+    ///
+    /// # Errors
+    /// As [`DataFile::read`].
+    pub fn read(&self, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        match &self.tensor.location {
+            Location::Dense { .. } => {
+                let (file, range) = self.extent(range);
+                file.read(range, buffer)
+            }
+            Location::Gathered(gather) => {
+                buffer.resize((range.end - range.start) as usize, 0);
+                gather.read(
+                    &self.checkpoint.files,
+                    range.start / (self.tensor.bytes / self.tensor.elements),
+                    buffer,
+                )?;
+                Ok(buffer)
+            }
+        }
+    }
+
+    /// The file and the range in it of bytes `range`, for hints: nothing of gathered tensors.
     #[must_use]
-    pub fn file_range(&self, range: Range<u64>) -> Range<u64> {
-        self.tensor.offset + range.start..self.tensor.offset + range.end
+    pub fn extent(&self, range: Range<u64>) -> (&'a DataFile, Range<u64>) {
+        match &self.tensor.location {
+            Location::Dense { file, offset } => {
+                (&self.checkpoint.files[*file], offset + range.start..offset + range.end)
+            }
+            Location::Gathered(gather) => (&self.checkpoint.files[gather.files().next().unwrap_or(0)], 0..0),
+        }
+    }
+
+    /// The files that the elements are in.
+    pub fn files(&self) -> impl Iterator<Item = &'a DataFile> {
+        let (dense, gathered) = match &self.tensor.location {
+            Location::Dense { file, .. } => (Some(*file), None),
+            Location::Gathered(gather) => (None, Some(gather.files())),
+        };
+        let files = &self.checkpoint.files;
+        dense.into_iter().chain(gathered.into_iter().flatten()).map(|file| &files[file])
+    }
+
+    /// Whether the bytes are handed out where they lie, without a buffer.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.tensor.location, Location::Dense { .. }) && self.files().all(DataFile::is_mapped)
     }
 }
 
@@ -76,14 +149,15 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Io`], [`Error::Model`] or [`Error::Format`], naming the file, and the tensor if it is one's fault.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Self::open_with(path, IoMode::Auto)
+        Self::open_with(path, &OpenOptions::default())
     }
 
-    /// As [`Self::open`], with the way to read given.
+    /// As [`Self::open`], with choices made.
     ///
     /// # Errors
-    /// As [`Self::open`].
-    pub fn open_with(path: impl AsRef<Path>, mode: IoMode) -> Result<Self> {
+    /// As [`Self::open`]; [`Error::Unknown`] if the file holds several sets of tensors and none is called
+    /// [`OpenOptions::select`].
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let layout = Layout::resolve(path)?;
         let mut checkpoint = Self {
@@ -93,90 +167,146 @@ impl Checkpoint {
             tensors: Vec::new(),
             by_name: HashMap::new(),
             metadata: Metadata::new(),
+            notes: Vec::new(),
             warnings: Vec::new(),
             layout,
         };
         for (part, Part { files, .. }) in checkpoint.layout.parts.clone().iter().enumerate() {
             for (path, expected) in files {
-                let file = DataFile::open(path, mode)?;
+                let file = DataFile::open(path, options.io)?;
                 let format = formats::detect(&file)?;
                 checkpoint.format = format.id();
-                let index = formats::index(format, &file)?;
-                if let Some(missing) =
-                    expected.iter().flatten().find(|name| !index.tensors.iter().any(|t| t.name == **name))
-                {
+                let mut index = formats::index(format, &file, options.assume)?;
+                let choice = select::apply(path, &mut index, options.select.as_deref())?;
+                checkpoint.notes.extend(choice);
+                checkpoint.warnings.extend(index.warnings.drain(..).map(|text| format!("{}: {text}", path.display())));
+                let missing = |name: &&String| !index.tensors.iter().any(|t| t.name == **name);
+                if let Some(missing) = expected.iter().flatten().find(missing) {
                     let message = "the index says that this shard holds it, but it does not";
                     let source = FormatError::corrupt(message).at(missing);
                     return Err(Error::Format { path: path.clone(), source });
                 }
-                checkpoint.add(part, file, index, expected.is_some())?;
+                if expected.is_some() {
+                    checkpoint.warn_of_extra(part, path, &index);
+                }
+                checkpoint.add(part, file, index, options.io)?;
             }
         }
         Ok(checkpoint)
     }
 
-    /// Takes a file's tensors in, resolving the tied ones.
-    fn add(&mut self, part: usize, file: DataFile, index: Index, is_shard: bool) -> Result<()> {
+    fn warn_of_extra(&mut self, part: usize, path: &Path, index: &Index) {
+        let expected = self.layout.parts[part].files.iter().filter_map(|(_, names)| names.as_ref());
+        let is_extra = |t: &&TensorInfo| !expected.clone().any(|names| names.contains(&t.name));
+        let extra: Vec<_> = index.tensors.iter().filter(is_extra).collect();
+        if let Some(first) = extra.first() {
+            self.warnings.push(format!(
+                "{}: {} tensors are not in the index, such as `{}`; they are taken as part of the model",
+                path.display(),
+                extra.len(),
+                first.name
+            ));
+        }
+    }
+
+    /// Takes a file's tensors in: opens the files beside it that they lie in, and resolves the tied ones.
+    fn add(&mut self, part: usize, file: DataFile, index: Index, io: IoMode) -> Result<()> {
         let prefix = self.layout.parts[part].prefix();
-        let id = self.files.len();
-        let dense: HashMap<&str, u64> = index
-            .tensors
-            .iter()
-            .filter_map(|info| match &info.data {
-                Data::Dense(extent) => Some((info.name.as_str(), extent.offset)),
-                _ => None,
-            })
-            .collect();
+        let path = file.path().to_owned();
+        let main = self.files.len();
+        self.files.push(file);
+        for name in &index.files {
+            if !layout::is_base_name(name) {
+                return Err(Error::model(&path, format!("names {name:?}, which is no plain file name; not followed")));
+            }
+            self.files.push(DataFile::open(&path.with_file_name(name), io)?);
+        }
+        let lengths: Vec<u64> = self.files.iter().map(DataFile::length).collect();
+        // The spilled file comes last, once it is known what is in it.
+        let spilled = self.files.len();
+        let mut spill: Option<Spill> = None;
+
+        let mut locations: HashMap<&str, Location> = HashMap::with_capacity(index.tensors.len());
         for info in &index.tensors {
-            let error = |message: &str| Error::Format {
-                path: file.path().to_owned(),
-                source: FormatError::corrupt(message).at(&info.name),
+            let error = |message: FormatError| Error::Format { path: path.clone(), source: message.at(&info.name) };
+            let corrupt = |message: &str| error(FormatError::corrupt(message));
+            let elements = info.elements().ok_or_else(|| corrupt("its size overflows"))?;
+            let bytes = info.dtype.size_of(elements).ok_or_else(|| corrupt("its size overflows"))?;
+            let gathered = |pieces: Pieces| {
+                let width = info.dtype.bytes().ok_or_else(|| corrupt("packed elements cannot be rearranged"))? as u64;
+                let gather = Gather::new(pieces, elements, width, info.big_endian, &lengths).map_err(error)?;
+                Ok(Location::Gathered(Arc::new(gather)))
             };
-            let (offset, alias_of) = match &info.data {
-                Data::Dense(extent) => (extent.offset, None),
-                Data::Alias(target) => {
-                    let offset =
-                        dense.get(target.as_str()).ok_or_else(|| error("it is tied to a tensor that is not there"))?;
-                    (*offset, Some(format!("{prefix}{target}")))
+            let location = match &info.data {
+                Data::Dense(extent) if info.big_endian && info.dtype.bytes() != Some(1) => {
+                    let mut pieces = Pieces::strided(extent.offset, &[elements], &[1]);
+                    pieces.boxes[0].file = main;
+                    gathered(pieces)?
                 }
-                _ => return Err(error("its layout cannot be read by this version")),
+                Data::Dense(extent) => Location::Dense { file: main, offset: extent.offset },
+                Data::Pieces(pieces) => {
+                    let mut pieces = pieces.clone();
+                    for piece in &mut pieces.boxes {
+                        if piece.file > index.files.len() {
+                            return Err(corrupt("a piece is in a file that is not named"));
+                        }
+                        piece.file += main;
+                    }
+                    gathered(pieces)?
+                }
+                Data::Deflated { extent, skip } if info.big_endian => {
+                    let _ = (extent, skip);
+                    return Err(error(FormatError::unsupported("compressed big-endian elements are not supported")));
+                }
+                Data::Deflated { extent, skip } => {
+                    let spill = Self::spill(&mut spill, &path)?;
+                    let offset = spill.inflate(&self.files[main], *extent, *skip, bytes)?;
+                    Location::Dense { file: spilled, offset }
+                }
+                Data::Inline(values) => {
+                    Location::Dense { file: spilled, offset: Self::spill(&mut spill, &path)?.inline(&path, values)? }
+                }
+                Data::Alias(target) => {
+                    let target = locations.get(target.as_str());
+                    target.ok_or_else(|| corrupt("it is tied to a tensor that is not there"))?.clone()
+                }
+                _ => return Err(corrupt("its layout cannot be read by this version")),
             };
-            let elements = info.elements().ok_or_else(|| error("its size overflows"))?;
+            locations.insert(&info.name, location.clone());
             let tensor = Tensor {
                 name: format!("{prefix}{}", info.name),
                 dtype: info.dtype,
                 shape: info.shape.clone(),
                 elements,
-                bytes: info.dtype.size_of(elements).ok_or_else(|| error("its size overflows"))?,
-                alias_of,
+                bytes,
+                alias_of: match &info.data {
+                    Data::Alias(target) => Some(format!("{prefix}{target}")),
+                    _ => None,
+                },
                 part,
-                file: id,
-                offset,
+                location,
             };
             if self.by_name.insert(tensor.name.clone(), self.tensors.len()).is_some() {
-                return Err(error("another shard of the model holds a tensor of the same name"));
+                return Err(corrupt("another shard of the model holds a tensor of the same name"));
             }
             self.tensors.push(tensor);
         }
-        if is_shard {
-            let expected = self.layout.parts[part].files.iter().filter_map(|(_, names)| names.as_ref());
-            let extra: Vec<_> =
-                index.tensors.iter().filter(|t| !expected.clone().any(|names| names.contains(&t.name))).collect();
-            if let Some(first) = extra.first() {
-                self.warnings.push(format!(
-                    "{}: {} tensors are not in the index, such as `{}`; they are taken as part of the model",
-                    file.path().display(),
-                    extra.len(),
-                    first.name
-                ));
-            }
+        if let Some(spill) = spill {
+            self.files.push(spill.finish(&path, io)?);
         }
         for (key, value) in index.metadata {
             // Of shards that disagree, the first one counts; they repeat each other in practice.
             self.metadata.entry(key).or_insert(value);
         }
-        self.files.push(file);
         Ok(())
+    }
+
+    fn spill<'a>(spill: &'a mut Option<Spill>, path: &Path) -> Result<&'a mut Spill> {
+        if spill.is_none() {
+            *spill = Some(Spill::new(path)?);
+        }
+        // It was just made if there was none.
+        spill.as_mut().ok_or_else(|| Error::model(path, "has no temporary file"))
     }
 
     /// A short name for messages: the file or folder name.
@@ -215,6 +345,12 @@ impl Checkpoint {
         &self.metadata
     }
 
+    /// What was chosen where the files left a choice.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// What is odd about the model without being wrong.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
@@ -230,7 +366,7 @@ impl Checkpoint {
     /// The elements of one of this checkpoint's own tensors.
     #[must_use]
     pub fn view<'a>(&'a self, tensor: &'a Tensor) -> TensorView<'a> {
-        TensorView { tensor, file: &self.files[tensor.file] }
+        TensorView { tensor, checkpoint: self }
     }
 
     /// Bytes of all files.

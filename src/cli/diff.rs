@@ -54,8 +54,9 @@ fn tolerance(text: &str) -> Result<f64, String> {
 impl Run for Diff {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
-        let first = Checkpoint::open_with(&self.first, common.io())?;
-        let second = Checkpoint::open_with(&self.second, common.io())?;
+        let first = Checkpoint::open_with(&self.first, &common.open())?;
+        let second = Checkpoint::open_with(&self.second, &common.open())?;
+        [&first, &second].into_iter().for_each(|model| report.about(model));
         let tolerance = Tolerance { absolute: self.atol, relative: self.rtol };
         let bytes = first.file_bytes() + second.file_bytes();
         let comparison =

@@ -35,8 +35,8 @@ pub(super) struct Inspect {
 impl Run for Inspect {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
-        let model = Checkpoint::open_with(&self.model, common.io())?;
-        model.warnings().iter().for_each(|warning| report.warn(warning));
+        let model = Checkpoint::open_with(&self.model, &common.open())?;
+        report.about(&model);
         let matcher = self.tensors.as_ref().map(Glob::compile_matcher);
         let listed = listed(&model, matcher.as_ref(), self.stats)?;
         let stats = if self.stats {

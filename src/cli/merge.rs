@@ -1,9 +1,10 @@
 //! `ckptmerge merge`
 
-use super::report::{count, print};
-use super::{Common, Run, named};
+use super::report::{count, print, shortened};
+use super::{Common, Run, dtype, named};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
+use crate::merge::Method;
 use crate::recipe::{Formula, Missing, Models, Plan, Prediction, Recipe, Target};
 use clap::Args;
 use regex::Regex;
@@ -81,10 +82,6 @@ pub(super) struct Merge {
     no_sync: bool,
 }
 
-fn dtype(text: &str) -> Result<DType, Error> {
-    DType::parse(text).ok_or_else(|| Error::unknown("type", text, DType::all().map(DType::name)))
-}
-
 fn weights_for(text: &str) -> Result<(Regex, Vec<f64>), String> {
     let (pattern, weights) = text.rsplit_once('=').ok_or("write it as REGEX=weight,weight,…")?;
     let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
@@ -120,8 +117,8 @@ impl Run for Merge {
         let mut settings = common.settings();
         settings.sync = !self.no_sync;
         let recipe = self.recipe()?;
-        let models = Models::open(&self.models, self.base.as_deref(), common.io())?;
-        models.all().flat_map(|model| model.warnings()).for_each(|warning| report.warn(warning));
+        let models = Models::open(&self.models, self.base.as_deref(), &common.open())?;
+        models.all().for_each(|model| report.about(model));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
         if !plan.left_out.is_empty() {
             let names = shortened(&plan.left_out);
@@ -140,11 +137,11 @@ impl Run for Merge {
         let path = self.output.clone().unwrap_or_else(|| {
             PathBuf::from(if models.frame().layout().is_folder { "merged" } else { "merged.safetensors" })
         });
-        let target = Target { path, shard_size: self.shard_size };
+        let target = Target { path, shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, &settings)?;
         if self.dry_run || self.output.is_none() {
-            let text = || if self.dry_run { would(&plan, &target, predicted) } else { String::new() };
-            report.answer(text, || document(&plan, &target, predicted, &formulas, None))?;
+            let text = || if self.dry_run { would(&plan, recipe.method, &target, predicted) } else { String::new() };
+            report.answer(text, || document(&plan, recipe.method, &target, predicted, &formulas, None))?;
             return Ok(ExitCode::SUCCESS);
         }
 
@@ -153,16 +150,10 @@ impl Run for Merge {
         let seconds = start.elapsed().as_secs_f64();
         report.answer(
             || done(&plan, &target, written, seconds),
-            || document(&plan, &target, written, &formulas, Some(seconds)),
+            || document(&plan, recipe.method, &target, written, &formulas, Some(seconds)),
         )?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// The first few names of many.
-fn shortened(names: &[String]) -> String {
-    let more = if names.len() > 5 { ", …" } else { "" };
-    format!("{}{more}", names.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", "))
 }
 
 fn explained(formulas: &[Formula]) -> String {
@@ -182,15 +173,15 @@ fn explained(formulas: &[Formula]) -> String {
     text
 }
 
-fn would(plan: &Plan<'_>, target: &Target, predicted: Prediction) -> String {
+fn would(plan: &Plan<'_>, method: &dyn Method, target: &Target, predicted: Prediction) -> String {
     let Prediction { read, written, memory, files } = predicted;
     format!(
         "{} would have {} in {} ({written})\n  method   {}: {}\n  reads    {read}\n  memory   {memory} at its peak, beside pages of mapped inputs\n",
         target.path.display(),
         count(plan.tensors.len() as u64, "tensor"),
         count(files as u64, "file"),
-        plan.recipe.method.name(),
-        plan.recipe.method.formula(),
+        method.name(),
+        method.formula(),
     )
 }
 
@@ -205,7 +196,14 @@ fn done(plan: &Plan<'_>, target: &Target, written: Prediction, seconds: f64) -> 
     )
 }
 
-fn document(plan: &Plan<'_>, target: &Target, cost: Prediction, formulas: &[Formula], seconds: Option<f64>) -> Value {
+fn document(
+    plan: &Plan<'_>,
+    method: &dyn Method,
+    target: &Target,
+    cost: Prediction,
+    formulas: &[Formula],
+    seconds: Option<f64>,
+) -> Value {
     let formulas: Vec<Value> = formulas
         .iter()
         .map(|formula| {
@@ -219,7 +217,7 @@ fn document(plan: &Plan<'_>, target: &Target, cost: Prediction, formulas: &[Form
         .collect();
     json!({
         "output": target.path,
-        "method": plan.recipe.method.name(),
+        "method": method.name(),
         "written": seconds.is_some(),
         "seconds": seconds,
         "tensors": plan.tensors.len(),

@@ -4,6 +4,7 @@
 //! and warnings to stderr.
 
 mod completions;
+mod convert;
 mod diff;
 mod formats;
 mod inspect;
@@ -12,7 +13,8 @@ mod merge;
 mod methods;
 mod report;
 
-use crate::checkpoint::IoMode;
+use crate::checkpoint::{IoMode, OpenOptions};
+use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::stream::Settings;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -45,6 +47,7 @@ macro_rules! subcommands {
 
 subcommands! {
     Merge in merge,
+    Convert in convert,
     Inspect in inspect,
     Diff in diff,
     Methods in methods,
@@ -95,6 +98,12 @@ struct Common {
     /// mapped pages count.
     #[arg(long, global = true, value_name = "MODE", default_value = "auto", value_parser = named(&IoMode::NAMES))]
     io: IoMode,
+    /// Which set of tensors is the model, in files that hold several, such as state_dict or ema
+    #[arg(long, global = true, value_name = "NAME")]
+    select: Option<String>,
+    /// The type of elements of which a file says only the width, as NumPy's do of bf16
+    #[arg(long, global = true, value_name = "DTYPE", value_parser = dtype)]
+    assume: Option<DType>,
 }
 
 impl Common {
@@ -103,8 +112,9 @@ impl Common {
     }
 
     /// How inputs are read: mapped pages count as resident memory, so that a bound on it means `pread`.
-    fn io(&self) -> IoMode {
-        if self.io == IoMode::Auto && self.memory.is_some() { IoMode::Pread } else { self.io }
+    fn open(&self) -> OpenOptions {
+        let io = if self.io == IoMode::Auto && self.memory.is_some() { IoMode::Pread } else { self.io };
+        OpenOptions { io, select: self.select.clone(), assume: self.assume }
     }
 
     fn report(&self) -> Report {
@@ -121,6 +131,10 @@ fn memory(text: &str) -> Result<Bytes, Error> {
         return Err(Error::Recipe(format!("{text} is too little; at least 32MiB are needed")));
     }
     Ok(bytes)
+}
+
+fn dtype(text: &str) -> Result<DType, Error> {
+    DType::parse(text).ok_or_else(|| Error::unknown("type", text, DType::all().map(DType::name)))
 }
 
 /// A parser for the names of a table of values, which help and errors list.

@@ -1,5 +1,6 @@
 //! What people see: text and JSON on stdout, progress, warnings and notes on stderr.
 
+use crate::checkpoint::Checkpoint;
 use crate::stream::Control;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -31,6 +32,14 @@ impl Report {
         } else {
             print(&text())
         }
+    }
+
+    /// What was chosen and what is odd in a model.
+    pub(super) fn about(&self, model: &Checkpoint) {
+        if !self.quiet {
+            model.notes().iter().for_each(|note| eprintln!("note: {note}"));
+        }
+        model.warnings().iter().for_each(|warning| self.warn(warning));
     }
 
     /// Something odd that does not stop the run.
@@ -122,4 +131,10 @@ pub(super) fn shape(shape: &[u64]) -> String {
 /// One of a thing, several of others: `1 tensor`, `2 tensors`.
 pub(super) fn count(number: u64, thing: &str) -> String {
     format!("{} {thing}{}", grouped(number), if number == 1 { "" } else { "s" })
+}
+
+/// The first few names of many.
+pub(super) fn shortened(names: &[String]) -> String {
+    let more = if names.len() > 5 { ", …" } else { "" };
+    format!("{}{more}", names.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", "))
 }

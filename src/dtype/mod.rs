@@ -30,6 +30,7 @@
 //! Every [`Simd`] path gives the same bytes. Arithmetic is a multiplication and an addition, never fused. Subnormals
 //! are kept: nothing here sets, or works under, flush-to-zero.
 
+mod block;
 mod lanes;
 mod scalar;
 mod sum;
@@ -79,6 +80,9 @@ impl Simd {
     }
 }
 
+/// The most elements that a quantized type stores together.
+const BLOCK_MAX: usize = 256;
+
 /// Runs `kernel` on the best instruction set up to `simd`.
 fn dispatch<K: Kernel>(simd: Simd, kernel: K) {
     #[cfg(target_arch = "x86_64")]
@@ -123,29 +127,47 @@ macro_rules! by_element {
     };
 }
 
-/// Bytes per element of a type that can be computed with.
-///
-/// # Panics
-/// If `dtype` is [`Kind::Opaque`].
-fn width(dtype: DType) -> usize {
-    fn bytes<E: Element<N>, const N: usize>() -> usize {
-        N
-    }
-    by_element!(dtype, bytes())
+/// How many elements of a type that can be computed with `bytes` bytes hold.
+fn elements_in(dtype: DType, bytes: usize) -> usize {
+    bytes / dtype.block_bytes() as usize * dtype.block_elements() as usize
 }
 
 /// # Panics
 /// If `bytes` are not those of `elements` elements.
 #[track_caller]
 fn check(dtype: DType, bytes: &[u8], elements: usize) {
-    let wanted = elements * width(dtype);
-    assert!(bytes.len() == wanted, "{elements} {dtype} elements take {wanted} bytes, not {}", bytes.len());
+    let wanted = dtype.size_of(elements as u64);
+    assert!(
+        wanted == Some(bytes.len() as u64),
+        "{elements} {dtype} elements take {wanted:?} bytes, not {}",
+        bytes.len()
+    );
+}
+
+/// Whether elements of the type can be [decoded](decode).
+#[must_use]
+pub fn can_decode(dtype: DType) -> bool {
+    match dtype.kind() {
+        Kind::Float | Kind::Integer => true,
+        Kind::Quantized => block::can_dequantize(dtype),
+        Kind::Opaque => false,
+    }
+}
+
+/// Whether elements of the type can be [encoded](encode).
+#[must_use]
+pub fn can_encode(dtype: DType) -> bool {
+    match dtype.kind() {
+        Kind::Float | Kind::Integer => true,
+        Kind::Quantized => block::can_quantize(dtype),
+        Kind::Opaque => false,
+    }
 }
 
 /// Numbers of `bytes`, which hold elements of type `dtype`.
 ///
 /// # Panics
-/// If the lengths do not agree, or `dtype` is [`Kind::Opaque`].
+/// If the lengths do not agree, or the type is not one that [`can_decode`].
 pub fn decode(simd: Simd, dtype: DType, bytes: &[u8], out: &mut [f32]) {
     fn elements<E: Element<N>, const N: usize>(simd: Simd, bytes: &[u8], out: &mut [f32]) {
         dispatch(simd, Map { from: bytes.as_chunks().0, to: out, each: E::to_f32 });
@@ -154,6 +176,7 @@ pub fn decode(simd: Simd, dtype: DType, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         // The one conversion with an instruction of its own; the others are loops that compilers know how to widen.
         DType::F16 => dispatch(simd, DecodeF16 { bytes, out }),
+        _ if dtype.kind() == Kind::Quantized => block::dequantize(dtype, bytes, out),
         _ => by_element!(dtype, elements(simd, bytes, out)),
     }
 }
@@ -161,19 +184,29 @@ pub fn decode(simd: Simd, dtype: DType, bytes: &[u8], out: &mut [f32]) {
 /// [`decode`] to f64: exact, but for I64 and U64, which go to the nearest (ties to even).
 ///
 /// # Panics
-/// If the lengths do not agree, or `dtype` is [`Kind::Opaque`].
+/// If the lengths do not agree, or the type is not one that [`can_decode`].
 pub fn decode_f64(dtype: DType, bytes: &[u8], out: &mut [f64]) {
     fn elements<E: Element<N>, const N: usize>(bytes: &[u8], out: &mut [f64]) {
         dispatch(Simd::detect(), Map { from: bytes.as_chunks().0, to: out, each: E::to_f64 });
     }
     check(dtype, bytes, out.len());
+    if dtype.kind() == Kind::Quantized {
+        // Blocks of a few hundred at most, so that the scratch stays small.
+        let mut scratch = [0.0; BLOCK_MAX];
+        let block = dtype.block_elements() as usize;
+        for (bytes, out) in bytes.chunks_exact(dtype.block_bytes() as usize).zip(out.chunks_exact_mut(block)) {
+            block::dequantize(dtype, bytes, &mut scratch[..block]);
+            out.iter_mut().zip(&scratch).for_each(|(out, value)| *out = f64::from(*value));
+        }
+        return;
+    }
     by_element!(dtype, elements(bytes, out));
 }
 
 /// `values` as elements of type `dtype`, rounded by the rules of the [module](self).
 ///
 /// # Panics
-/// If the lengths do not agree, or `dtype` is [`Kind::Opaque`].
+/// If the lengths do not agree, or the type is not one that [`can_encode`].
 pub fn encode(simd: Simd, dtype: DType, values: &[f32], out: &mut [u8]) {
     fn elements<E: Element<N>, const N: usize>(simd: Simd, values: &[f32], out: &mut [u8]) {
         dispatch(simd, Map { from: values, to: out.as_chunks_mut().0, each: E::from_f32 });
@@ -181,6 +214,7 @@ pub fn encode(simd: Simd, dtype: DType, values: &[f32], out: &mut [u8]) {
     check(dtype, out, values.len());
     match dtype {
         DType::F16 => dispatch(simd, EncodeF16 { values, out }),
+        _ if dtype.kind() == Kind::Quantized => block::quantize(dtype, values, out),
         _ => by_element!(dtype, elements(simd, values, out)),
     }
 }
@@ -188,12 +222,16 @@ pub fn encode(simd: Simd, dtype: DType, values: &[f32], out: &mut [u8]) {
 /// [`encode`] from f64, rounded once.
 ///
 /// # Panics
-/// If the lengths do not agree, or `dtype` is [`Kind::Opaque`].
+/// If the lengths do not agree, or the type is not one that [`can_encode`].
 pub fn encode_f64(dtype: DType, values: &[f64], out: &mut [u8]) {
     fn elements<E: Element<N>, const N: usize>(values: &[f64], out: &mut [u8]) {
         dispatch(Simd::detect(), Map { from: values, to: out.as_chunks_mut().0, each: E::from_f64 });
     }
     check(dtype, out, values.len());
+    if dtype.kind() == Kind::Quantized {
+        let narrowed: Vec<f32> = values.iter().map(|value| *value as f32).collect();
+        return block::quantize(dtype, &narrowed, out);
+    }
     by_element!(dtype, elements(values, out));
 }
 
@@ -280,7 +318,7 @@ pub struct Term64<'a> {
 /// # Panics
 /// If the lengths do not agree, or a type is [`Kind::Opaque`].
 pub fn weighted_sum(simd: Simd, base: Option<(DType, &[u8])>, terms: &[Term<'_>], dtype: DType, out: &mut [u8]) {
-    let elements = out.len() / width(dtype);
+    let elements = elements_in(dtype, out.len());
     check(dtype, out, elements);
     base.iter().for_each(|(dtype, bytes)| check(*dtype, bytes, elements));
     terms.iter().for_each(|term| check(term.dtype, term.bytes, elements));
@@ -299,7 +337,7 @@ pub fn weighted_sum(simd: Simd, base: Option<(DType, &[u8])>, terms: &[Term<'_>]
 /// # Panics
 /// If the lengths do not agree, or a type is [`Kind::Opaque`].
 pub fn weighted_sum_f64(base: Option<(DType, &[u8])>, terms: &[Term64<'_>], dtype: DType, out: &mut [u8]) {
-    let elements = out.len() / width(dtype);
+    let elements = elements_in(dtype, out.len());
     check(dtype, out, elements);
     base.iter().for_each(|(dtype, bytes)| check(*dtype, bytes, elements));
     terms.iter().for_each(|term| check(term.dtype, term.bytes, elements));

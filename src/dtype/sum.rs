@@ -10,9 +10,9 @@ use std::ops::Range;
 
 use super::lanes::{Bf16Halves, Codec, Isa, Kernel, MAX_LANES};
 use super::scalar::{Bf16, F16};
-use super::{DType, Simd, Term, Term64, decode, decode_f64, dispatch, encode, encode_f64, width};
+use super::{DType, Simd, Term, Term64, decode, decode_f64, dispatch, elements_in, encode, encode_f64};
 
-/// Elements per tile: three f32 tiles are 24 KiB, which stay in a 32 KiB first-level cache.
+/// Elements per tile: three f32 tiles are 24 KiB, which stay in a 32 KiB first-level cache. A multiple of every block.
 const TILE: usize = 2048;
 
 /// Pairs of registers summed side by side: enough independent sums to hide the latency of an addition.
@@ -161,8 +161,8 @@ impl Kernel for Accumulate<'_> {
 /// Any types: every input is decoded to a tile, the tiles are summed up, the sum is encoded.
 fn tiled(simd: Simd, base: Option<(DType, &[u8])>, terms: &[Term<'_>], dtype: DType, out: &mut [u8]) {
     let (mut x, mut b, mut sum) = ([0.0; TILE], [0.0; TILE], [0.0; TILE]);
-    for (i, out) in out.chunks_mut(TILE * width(dtype)).enumerate() {
-        let len = out.len() / width(dtype);
+    for (i, out) in out.chunks_mut(bytes_of(dtype, TILE)).enumerate() {
+        let len = elements_in(dtype, out.len());
         let (x, b, sum) = (&mut x[..len], &mut b[..len], &mut sum[..len]);
         let tile = |dtype, bytes| tile::<TILE>(dtype, bytes, i, len);
         if let Some((dtype, bytes)) = base {
@@ -186,8 +186,8 @@ fn tiled(simd: Simd, base: Option<(DType, &[u8])>, terms: &[Term<'_>], dtype: DT
 pub(super) fn weighted_sum_f64(base: Option<(DType, &[u8])>, terms: &[Term64<'_>], dtype: DType, out: &mut [u8]) {
     const HALF: usize = TILE / 2;
     let (mut x, mut b, mut sum) = ([0.0; HALF], [0.0; HALF], [0.0; HALF]);
-    for (i, out) in out.chunks_mut(HALF * width(dtype)).enumerate() {
-        let len = out.len() / width(dtype);
+    for (i, out) in out.chunks_mut(bytes_of(dtype, HALF)).enumerate() {
+        let len = elements_in(dtype, out.len());
         let (x, b, sum) = (&mut x[..len], &mut b[..len], &mut sum[..len]);
         let tile = |dtype, bytes| tile::<HALF>(dtype, bytes, i, len);
         if let Some((dtype, bytes)) = base {
@@ -209,5 +209,10 @@ pub(super) fn weighted_sum_f64(base: Option<(DType, &[u8])>, terms: &[Term64<'_>
 
 /// The bytes of the `i`th tile of `SIZE` elements, or the `len` that are left of it.
 fn tile<const SIZE: usize>(dtype: DType, bytes: &[u8], i: usize, len: usize) -> &[u8] {
-    &bytes[i * SIZE * width(dtype)..][..len * width(dtype)]
+    &bytes[i * bytes_of(dtype, SIZE)..][..bytes_of(dtype, len)]
+}
+
+/// Bytes of `elements`, which are whole blocks.
+fn bytes_of(dtype: DType, elements: usize) -> usize {
+    elements / dtype.block_elements() as usize * dtype.block_bytes() as usize
 }

@@ -29,7 +29,7 @@ pub struct BlendKernel {
 }
 
 impl Kernel for BlendKernel {
-    fn run(&self, inputs: &[&[u8]], out: &mut [u8]) {
+    fn run(&self, _start: u64, inputs: &[&[u8]], out: &mut [u8]) {
         let models = self.blend.coefficients.len();
         let base = self.blend.from_base.then(|| (self.inputs[models], inputs[models]));
         let terms = self.inputs.iter().zip(inputs).zip(&self.blend.coefficients);
@@ -49,7 +49,7 @@ impl Kernel for BlendKernel {
 pub struct CopyKernel;
 
 impl Kernel for CopyKernel {
-    fn run(&self, inputs: &[&[u8]], out: &mut [u8]) {
+    fn run(&self, _start: u64, inputs: &[&[u8]], out: &mut [u8]) {
         out.copy_from_slice(inputs[0]);
     }
 }

@@ -8,9 +8,11 @@
 
 mod blend;
 mod linear;
+mod scale;
 mod task_arithmetic;
 
 pub use blend::{Blend, BlendKernel, CopyKernel};
+pub use scale::ScaleKernel;
 
 use crate::error::{Error, Result};
 

@@ -1,6 +1,7 @@
 //! A plan in words: the effective formula of each group of tensors.
 
 use super::{Operation, Plan};
+use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use std::fmt::Write;
 
@@ -25,9 +26,14 @@ impl Plan<'_> {
         for planned in &self.tensors {
             let (text, inputs) = match &planned.operation {
                 Operation::Alias(_) => ("tied to another tensor, and stays so".to_owned(), vec![planned.dtype]),
-                Operation::Copy(view) => (format!("copied from {}", self.label_of(view.file)), vec![view.tensor.dtype]),
+                Operation::Copy(view) => {
+                    (format!("copied from {}", self.label_of(view.checkpoint)), vec![view.tensor.dtype])
+                }
+                Operation::Scale(kernel, view) => {
+                    (format!("{} times its scales", self.label_of(view.checkpoint)), vec![kernel.input()])
+                }
                 Operation::Blend(kernel, views) => {
-                    let labels: Vec<&str> = views.iter().map(|view| self.label_of(view.file)).collect();
+                    let labels: Vec<&str> = views.iter().map(|view| self.label_of(view.checkpoint)).collect();
                     let coefficients = &kernel.blend.coefficients;
                     (formula(coefficients, kernel.blend.from_base, &labels), kernel.inputs.clone())
                 }
@@ -44,9 +50,9 @@ impl Plan<'_> {
         formulas
     }
 
-    fn label_of(&self, file: &crate::checkpoint::DataFile) -> &str {
-        let index = self.models.all().position(|model| model.files().iter().any(|f| std::ptr::eq(f, file)));
-        index.map_or("", |index| self.models.labels()[index].as_str())
+    fn label_of(&self, checkpoint: &Checkpoint) -> &str {
+        let source = self.sources.iter().find(|(source, _)| std::ptr::eq(*source, checkpoint));
+        source.map_or("", |(_, label)| label.as_str())
     }
 }
 

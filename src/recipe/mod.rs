@@ -3,16 +3,20 @@
 //! A [`Recipe`] with open models makes a [`Plan`]: for each output tensor its sources, its formula and its type. All
 //! that does not fit is reported together, before any tensor data is read. [`emit`](Plan::emit) carries the plan out.
 
+mod convert;
 mod emit;
 mod explain;
+mod files;
 mod plan;
+mod record;
 
+pub use convert::Conversion;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
 pub use plan::{Operation, Plan, Planned};
 
-use crate::checkpoint::{Checkpoint, IoMode};
-use crate::dtype::{DType, Kind};
+use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::dtype::{self, DType};
 use crate::error::{Error, Result};
 use crate::merge::{self, Method};
 use regex::Regex;
@@ -138,7 +142,7 @@ impl Recipe {
             }
         }
         match self.dtype {
-            Some(dtype) if dtype.kind() != Kind::Float => {
+            Some(dtype) if !dtype.is_real() || !dtype::can_encode(dtype) => {
                 fail(format!("models cannot be merged to {dtype}; choose a float type such as bf16"))
             }
             _ => Ok(()),
@@ -162,12 +166,12 @@ impl Models {
     ///
     /// # Errors
     /// As [`Checkpoint::open`], or [`Error::Recipe`] if there are none.
-    pub fn open(paths: &[PathBuf], base: Option<&Path>, mode: IoMode) -> Result<Self> {
+    pub fn open(paths: &[PathBuf], base: Option<&Path>, options: &OpenOptions) -> Result<Self> {
         if paths.is_empty() {
             return Err(Error::Recipe("there is no model to merge".to_owned()));
         }
-        let tuned = paths.iter().map(|path| Checkpoint::open_with(path, mode)).collect::<Result<_>>()?;
-        let base_checkpoint = base.map(|path| Checkpoint::open_with(path, mode)).transpose()?;
+        let tuned = paths.iter().map(|path| Checkpoint::open_with(path, options)).collect::<Result<_>>()?;
+        let base_checkpoint = base.map(|path| Checkpoint::open_with(path, options)).transpose()?;
         let all: Vec<&Path> = paths.iter().map(PathBuf::as_path).chain(base).collect();
         Ok(Self { tuned, base: base_checkpoint, labels: labels(&all) })
     }

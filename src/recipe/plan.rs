@@ -2,22 +2,29 @@
 
 use super::{Missing, Models, Recipe};
 use crate::checkpoint::{Checkpoint, Tensor, TensorView};
-use crate::dtype::{DType, Kind, Simd};
+use crate::dtype::{DType, Simd};
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{Blend, BlendKernel, Terms};
+use crate::merge::{Blend, BlendKernel, ScaleKernel, Terms};
 use crate::stream::{self, Control, Group, Settings};
+use ckptmerge_format::Metadata;
 use std::collections::HashSet;
 
-/// Everything a merge will do.
+/// Everything that is known of an output before any of it is written: of a merge, or of a conversion.
 pub struct Plan<'a> {
-    /// The models it reads.
-    pub models: &'a Models,
-    /// The recipe it follows.
-    pub recipe: &'a Recipe,
     /// The output's tensors, in the order of the reference model.
     pub tensors: Vec<Planned<'a>>,
-    /// Tensors of the inputs that the output will not have, as the recipe asked.
+    /// Tensors of the inputs that the output will not have, as was asked.
     pub left_out: Vec<String>,
+    /// Tensors that are written in another type than was asked for, as that has no form for them.
+    pub kept_as: Vec<(String, DType)>,
+    /// The text that goes with the tensors.
+    pub metadata: Metadata,
+    /// What is read, and what messages call it.
+    pub(super) sources: Vec<(&'a Checkpoint, String)>,
+    /// The model that decides which tensor is in which part.
+    pub(super) reference: &'a Checkpoint,
+    /// The model whose small files come along.
+    pub(super) frame: &'a Checkpoint,
 }
 
 /// One output tensor.
@@ -42,6 +49,8 @@ pub enum Operation<'a> {
     Copy(TensorView<'a>),
     /// A blend of sources, the base last if it has one.
     Blend(BlendKernel, Vec<TensorView<'a>>),
+    /// A source multiplied by its scales.
+    Scale(ScaleKernel, TensorView<'a>),
     /// It stays tied to this other tensor of the output.
     Alias(String),
 }
@@ -80,7 +89,15 @@ impl<'a> Plan<'a> {
         if tensors.is_empty() {
             return Err(Error::Recipe("nothing is left to write: no tensor is in every model".to_owned()));
         }
-        Ok(Self { models, recipe, tensors, left_out: planner.left_out })
+        Ok(Self {
+            tensors,
+            left_out: planner.left_out,
+            kept_as: Vec::new(),
+            metadata: recipe.metadata(models)?,
+            sources: models.all().zip(models.labels().iter().cloned()).collect(),
+            reference: models.reference(),
+            frame: models.frame(),
+        })
     }
 }
 
@@ -160,8 +177,7 @@ impl<'a> Planner<'a> {
         {
             return Some(self.tied(tensor, target));
         }
-        let floats = views.iter().filter(|view| view.tensor.dtype.kind() == Kind::Float).count();
-        if floats == views.len() {
+        if views.iter().all(|view| view.tensor.dtype.is_real()) {
             return self.blend(tensor, views);
         }
         if views.iter().any(|view| view.tensor.dtype != tensor.dtype) {
@@ -193,7 +209,7 @@ impl<'a> Planner<'a> {
     /// The tensor itself, in the type asked for if it is a float.
     fn cast(&self, view: TensorView<'a>) -> Planned<'a> {
         match self.recipe.dtype {
-            Some(dtype) if view.tensor.dtype.kind() == Kind::Float && dtype != view.tensor.dtype => {
+            Some(dtype) if view.tensor.dtype.is_real() && dtype != view.tensor.dtype => {
                 let blend = Blend { from_base: false, coefficients: vec![1.0] };
                 let kernel = BlendKernel { blend, inputs: vec![view.tensor.dtype], output: dtype, simd: self.simd };
                 self.planned(view.tensor, dtype, Operation::Blend(kernel, vec![view]))
@@ -232,11 +248,7 @@ impl<'a> Planner<'a> {
 
     /// Compares what must be equal, byte for byte, all in one pass.
     fn compare(&mut self, settings: &Settings, control: Control<'_>) -> Result<()> {
-        let groups: Vec<Group<'a>> = self
-            .compare
-            .iter()
-            .map(|item| Group { inputs: item.views.clone(), elements: item.views[0].tensor.bytes })
-            .collect();
+        let groups: Vec<Group<'a>> = self.compare.iter().map(|item| Group::bytes(item.views.clone())).collect();
         // Which input differs from the first, if one does.
         let differing = stream::measure(&groups, settings, control, |_, inputs| {
             inputs.iter().position(|bytes| bytes != &inputs[0])
@@ -259,7 +271,7 @@ impl<'a> Planner<'a> {
 }
 
 /// The tensor that an 8-bit float tensor must be multiplied with to mean anything, by the names in use.
-fn scale_of(tensor: &Tensor, model: &Checkpoint) -> Option<String> {
+pub(super) fn scale_of(tensor: &Tensor, model: &Checkpoint) -> Option<String> {
     if !matches!(tensor.dtype, DType::F8E4M3 | DType::F8E5M2) {
         return None;
     }

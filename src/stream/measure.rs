@@ -1,6 +1,6 @@
 //! The reducing pass.
 
-use super::{Control, Hints, Settings};
+use super::{Control, Hints, Settings, byte_range, files};
 use crate::checkpoint::TensorView;
 use crate::error::Result;
 use rayon::prelude::*;
@@ -13,8 +13,28 @@ pub const TILE: u64 = 1 << 18;
 pub struct Group<'a> {
     /// The tensors.
     pub inputs: Vec<TensorView<'a>>,
-    /// How many elements each has; for opaque types, the number of bytes.
+    /// How many elements each has; where one stores elements in blocks, how many of the largest blocks; for types that
+    /// are not computed with, how many bytes.
     pub elements: u64,
+    /// Elements in what `elements` counts.
+    pub block: u64,
+}
+
+impl<'a> Group<'a> {
+    /// Tensors whose elements are computed with, all of the same number.
+    #[must_use]
+    pub fn numbers(inputs: Vec<TensorView<'a>>) -> Self {
+        let block = inputs.iter().map(|view| view.tensor.dtype.block_elements()).max().unwrap_or(1);
+        let elements = inputs.first().map_or(0, |view| view.tensor.elements) / block;
+        Self { inputs, elements, block }
+    }
+
+    /// Tensors whose bytes are looked at, all of the same number.
+    #[must_use]
+    pub fn bytes(inputs: Vec<TensorView<'a>>) -> Self {
+        let elements = inputs.first().map_or(0, |view| view.tensor.bytes);
+        Self { inputs, elements, block: 1 }
+    }
 }
 
 /// Runs `tile` over every tile of every group and returns the results by group, in the order of the tiles.
@@ -33,14 +53,13 @@ pub fn measure<T: Send>(
         .iter()
         .enumerate()
         .flat_map(|(index, group)| {
+            let step = TILE / group.block;
             (0..group.elements)
-                .step_by(TILE as usize)
-                .map(move |start| (index, start..group.elements.min(start + TILE)))
+                .step_by(step as usize)
+                .map(move |start| (index, start..group.elements.min(start + step)))
         })
         .collect();
-    let files = groups.iter().flat_map(|group| &group.inputs).map(|input| input.file);
-    let unique: std::collections::HashMap<_, _> = files.map(|file| (std::ptr::from_ref(file), file)).collect();
-    let hints = Hints::new(unique.values().copied(), settings);
+    let hints = Hints::new(files(groups.iter().flat_map(|group| group.inputs.iter().copied())), settings);
 
     let results = settings.pool()?.install(|| {
         tiles
@@ -49,30 +68,24 @@ pub fn measure<T: Send>(
                 control.check()?;
                 let group = &groups[*index];
                 buffers.resize(buffers.len().max(group.inputs.len()), Vec::new());
-                let ranges: Vec<Range<u64>> = group
-                    .inputs
-                    .iter()
-                    .map(|input| {
-                        let width = input.tensor.bytes / group.elements;
-                        input.file_range(elements.start * width..elements.end * width)
-                    })
-                    .collect();
+                let range = |input: &TensorView<'_>| byte_range(input, group.elements, elements);
                 let inputs = group
                     .inputs
                     .iter()
-                    .zip(&ranges)
                     .zip(buffers)
-                    .map(|((input, range), buffer)| {
+                    .map(|(input, buffer)| {
                         if hints.read_ahead {
-                            input.file.will_need(range.clone());
+                            let (file, range) = input.extent(range(input));
+                            file.will_need(range);
                         }
-                        hints.fetch(input.file, range.clone(), buffer)
+                        hints.fetch(input, range(input), buffer)
                     })
                     .collect::<Result<Vec<_>>>()?;
                 let result = tile(*index, &inputs);
-                for (input, range) in group.inputs.iter().zip(ranges) {
+                for input in &group.inputs {
+                    let range = range(input);
                     (control.progress)(range.end - range.start);
-                    hints.done(input.file, range)?;
+                    hints.done(input, range)?;
                 }
                 Ok(result)
             })

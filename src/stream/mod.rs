@@ -14,9 +14,10 @@ mod write;
 pub use measure::{Group, TILE, measure};
 pub use write::{Item, Kernel, buffer_bytes, write};
 
-use crate::checkpoint::{Checkpoint, DataFile};
+use crate::checkpoint::{Checkpoint, DataFile, TensorView};
 use crate::error::{Error, Result};
 use crate::os;
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -102,20 +103,36 @@ impl Hints {
     }
 
     /// The bytes of a range, to be given back by [`Self::done`].
-    fn fetch<'a>(self, file: &'a DataFile, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+    fn fetch<'a>(self, view: &TensorView<'a>, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         if !self.read_ahead {
-            file.populate(range.clone());
+            let (file, range) = view.extent(range.clone());
+            file.populate(range);
         }
-        file.read(range, buffer)
+        view.read(range, buffer)
     }
 
     /// That the bytes of a range were there while they were used.
-    fn done(self, file: &DataFile, range: Range<u64>) -> Result<()> {
+    fn done(self, view: &TensorView<'_>, range: Range<u64>) -> Result<()> {
         if self.let_go {
+            let (file, range) = view.extent(range);
             file.let_go(range);
         }
-        file.check_fault()
+        view.files().try_for_each(DataFile::check_fault)
     }
+}
+
+/// The bytes that `elements` of an item take in one of its tensors, which may store several elements together: the item
+/// then counts those groups.
+fn byte_range(view: &TensorView<'_>, total: u64, elements: &Range<u64>) -> Range<u64> {
+    let width = view.tensor.bytes / total;
+    elements.start * width..elements.end * width
+}
+
+/// The files of some tensors, each once.
+fn files<'a>(views: impl Iterator<Item = TensorView<'a>>) -> impl Iterator<Item = &'a DataFile> + Clone {
+    let files = views.flat_map(|view| view.files().collect::<Vec<_>>());
+    let unique: HashMap<_, _> = files.map(|file| (std::ptr::from_ref(file), file)).collect();
+    unique.into_values().collect::<Vec<_>>().into_iter()
 }
 
 /// That none of the checkpoints' files changed since they were opened.

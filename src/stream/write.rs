@@ -1,7 +1,7 @@
 //! The writing pass.
 
-use super::{Control, Hints, Settings};
-use crate::checkpoint::{DataFile, TensorView};
+use super::{Control, Hints, Settings, byte_range, files};
+use crate::checkpoint::TensorView;
 use crate::error::Result;
 use crate::output::StagedFile;
 use std::ops::Range;
@@ -21,19 +21,20 @@ const READ_AHEAD: usize = 16;
 
 /// What is done to elements: `inputs` are the same range of elements of each of a tensor's sources.
 pub trait Kernel: Sync {
-    /// Computes `out` from `inputs`, all being whole elements.
-    fn run(&self, inputs: &[&[u8]], out: &mut [u8]);
+    /// Computes `out` from `inputs`, all being whole elements from number `start` of the item on.
+    fn run(&self, start: u64, inputs: &[&[u8]], out: &mut [u8]);
 }
 
 /// A run of output bytes made from the same elements of several tensors.
 pub struct Item<'a> {
     /// Where in the output file it begins.
     pub offset: u64,
-    /// How many elements it has. For bytes that are copied, the number of bytes.
+    /// How many elements it has; where some of its tensors store elements in blocks, how many of the largest blocks; for
+    /// bytes that are copied, how many bytes.
     pub elements: u64,
-    /// Output bytes per element.
+    /// Output bytes per such element.
     pub element_bytes: u64,
-    /// The sources, each with a whole number of bytes per element.
+    /// The sources, each with a whole number of bytes per such element.
     pub inputs: Vec<TensorView<'a>>,
     /// What is done to them.
     pub kernel: &'a dyn Kernel,
@@ -42,12 +43,6 @@ pub struct Item<'a> {
 impl Item<'_> {
     fn end(&self) -> u64 {
         self.offset + self.elements * self.element_bytes
-    }
-
-    /// The range in the file of an input's `elements`.
-    fn input_range(&self, input: &TensorView<'_>, elements: &Range<u64>) -> Range<u64> {
-        let width = input.tensor.bytes / self.elements;
-        input.file_range(elements.start * width..elements.end * width)
     }
 }
 
@@ -85,30 +80,39 @@ fn cut(items: &[Item<'_>], size: u64) -> Vec<Unit> {
 }
 
 /// The pieces of a unit: an item, and which of its elements.
-fn pieces<'a, 'b>(items: &'b [Item<'a>], unit: Unit) -> impl Iterator<Item = (&'b Item<'a>, Range<u64>)> {
+fn pieces<'a, 'b>(items: &'b [Item<'a>], unit: Unit) -> impl Iterator<Item = (usize, &'b Item<'a>, Range<u64>)> {
     let mut element = unit.element;
-    items[unit.item..].iter().take_while(move |item| item.offset < unit.end).filter_map(move |item| {
+    let within = (unit.item..).zip(&items[unit.item..]).take_while(move |(_, item)| item.offset < unit.end);
+    within.filter_map(move |(index, item)| {
         let last = (unit.end.min(item.end()) - item.offset).checked_div(item.element_bytes).unwrap_or(0);
         let range = element..last;
         element = 0;
-        (!range.is_empty()).then_some((item, range))
+        (!range.is_empty()).then_some((index, item, range))
     })
 }
 
-/// Fills `file` with `items`, which are sorted by offset and do not overlap.
+/// Fills `file` with `items`, which are sorted by offset and do not overlap. With `checksums`, returns the CRC-32 of each
+/// item's bytes.
 ///
 /// # Errors
 /// [`Error::Changed`](crate::Error::Changed) if an input shrinks under the pass,
 /// [`Error::Io`](crate::Error::Io) as the system says, [`Error::Interrupted`](crate::Error::Interrupted) on request.
-pub fn write(file: &StagedFile, items: &[Item<'_>], settings: &Settings, control: Control<'_>) -> Result<()> {
+pub fn write(
+    file: &StagedFile,
+    items: &[Item<'_>],
+    checksums: bool,
+    settings: &Settings,
+    control: Control<'_>,
+) -> Result<Vec<u32>> {
     let inputs = most_inputs(items);
     let units = cut(items, unit_bytes(inputs, settings));
-    let hints = Hints::new(files(items), settings);
+    let hints = Hints::new(files(items.iter().flat_map(|item| item.inputs.iter().copied())), settings);
 
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
+    let all_sums = Mutex::new(Vec::new());
     settings.pool()?.broadcast(|_| {
-        let mut worker = Worker { buffers: vec![Vec::new(); inputs as usize], out: Vec::new() };
+        let mut worker = Worker { buffers: vec![Vec::new(); inputs as usize], out: Vec::new(), sums: Vec::new() };
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(&now) = units.get(index) else { break };
@@ -117,7 +121,7 @@ pub fn write(file: &StagedFile, items: &[Item<'_>], settings: &Settings, control
             {
                 ask_for(items, ahead);
             }
-            let result = control.check().and_then(|()| worker.run(file, items, now, hints));
+            let result = control.check().and_then(|()| worker.run(file, items, now, checksums, hints));
             if let Err(error) = result {
                 next.store(units.len(), Ordering::Relaxed);
                 failure.lock().unwrap_or_else(|poison| poison.into_inner()).get_or_insert(error);
@@ -125,8 +129,28 @@ pub fn write(file: &StagedFile, items: &[Item<'_>], settings: &Settings, control
             }
             (control.progress)(now.end - now.start);
         }
+        all_sums.lock().unwrap_or_else(|poison| poison.into_inner()).append(&mut worker.sums);
     });
-    failure.into_inner().unwrap_or_else(|poison| poison.into_inner()).map_or(Ok(()), Err)
+    failure.into_inner().unwrap_or_else(|poison| poison.into_inner()).map_or(Ok(()), Err)?;
+    Ok(combined(items.len(), all_sums.into_inner().unwrap_or_else(|poison| poison.into_inner())))
+}
+
+/// The CRC-32 of some bytes of an item.
+struct Checksum {
+    item: usize,
+    element: u64,
+    bytes: u64,
+    crc32: u32,
+}
+
+/// The CRC-32 of each item from those of its pieces.
+fn combined(items: usize, mut sums: Vec<Checksum>) -> Vec<u32> {
+    sums.sort_by_key(|sum| (sum.item, sum.element));
+    let mut hashers = vec![crc32fast::Hasher::new(); items];
+    for sum in sums {
+        hashers[sum.item].combine(&crc32fast::Hasher::new_with_initial_len(sum.crc32, sum.bytes));
+    }
+    hashers.into_iter().map(crc32fast::Hasher::finalize).collect()
 }
 
 /// The most inputs that any item has.
@@ -150,7 +174,7 @@ pub fn buffer_bytes(items: &[Item<'_>], settings: &Settings) -> u64 {
     let read: u64 = items
         .iter()
         .map(|item| {
-            let unmapped = item.inputs.iter().filter(|input| !input.file.is_mapped());
+            let unmapped = item.inputs.iter().filter(|input| !input.is_mapped());
             let widths: u64 = unmapped.map(|input| input.tensor.bytes.checked_div(item.elements).unwrap_or(0)).sum();
             (unit_bytes(inputs, settings) * widths).checked_div(item.element_bytes).unwrap_or(0)
         })
@@ -159,21 +183,11 @@ pub fn buffer_bytes(items: &[Item<'_>], settings: &Settings) -> u64 {
     RESERVE + settings.threads() as u64 * (unit_bytes(inputs, settings) + read)
 }
 
-fn files<'a>(items: &'a [Item<'a>]) -> impl Iterator<Item = &'a DataFile> + Clone {
-    let mut seen = std::collections::HashSet::new();
-    let unique: Vec<&DataFile> = items
-        .iter()
-        .flat_map(|item| &item.inputs)
-        .map(|input| input.file)
-        .filter(|file| seen.insert(std::ptr::from_ref(*file)))
-        .collect();
-    unique.into_iter()
-}
-
 fn ask_for(items: &[Item<'_>], unit: Unit) {
-    for (item, elements) in pieces(items, unit) {
+    for (_, item, elements) in pieces(items, unit) {
         for input in &item.inputs {
-            input.file.will_need(item.input_range(input, &elements));
+            let (file, range) = input.extent(byte_range(input, item.elements, &elements));
+            file.will_need(range);
         }
     }
 }
@@ -182,24 +196,29 @@ fn ask_for(items: &[Item<'_>], unit: Unit) {
 struct Worker {
     buffers: Vec<Vec<u8>>,
     out: Vec<u8>,
+    sums: Vec<Checksum>,
 }
 
 impl Worker {
-    fn run(&mut self, file: &StagedFile, items: &[Item<'_>], unit: Unit, hints: Hints) -> Result<()> {
+    fn run(&mut self, file: &StagedFile, items: &[Item<'_>], unit: Unit, checksums: bool, hints: Hints) -> Result<()> {
         self.out.resize((unit.end - unit.start) as usize, 0);
         let mut rest = &mut self.out[..];
-        for (item, elements) in pieces(items, unit) {
+        for (index, item, elements) in pieces(items, unit) {
             let (out, after) = rest.split_at_mut(((elements.end - elements.start) * item.element_bytes) as usize);
             rest = after;
             let inputs = item
                 .inputs
                 .iter()
                 .zip(&mut self.buffers)
-                .map(|(input, buffer)| hints.fetch(input.file, item.input_range(input, &elements), buffer))
+                .map(|(input, buffer)| hints.fetch(input, byte_range(input, item.elements, &elements), buffer))
                 .collect::<Result<Vec<_>>>()?;
-            item.kernel.run(&inputs, out);
+            item.kernel.run(elements.start, &inputs, out);
+            if checksums {
+                let (element, bytes) = (elements.start, out.len() as u64);
+                self.sums.push(Checksum { item: index, element, bytes, crc32: crc32fast::hash(out) });
+            }
             for input in &item.inputs {
-                hints.done(input.file, item.input_range(input, &elements))?;
+                hints.done(input, byte_range(input, item.elements, &elements))?;
             }
         }
         file.write_at(unit.start, &self.out)?;

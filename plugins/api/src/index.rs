@@ -44,8 +44,13 @@ pub enum Data {
     Alias(String),
     /// Elements gathered from boxes: views with strides, shards of a distributed run, flat buckets of an optimizer.
     Pieces(Pieces),
-    /// Elements in row-major order, compressed by the deflate algorithm (RFC 1951) in this run of bytes.
-    Deflated(Extent),
+    /// Elements in row-major order, compressed by the deflate algorithm (RFC 1951).
+    Deflated {
+        /// The compressed bytes.
+        extent: Extent,
+        /// How many decompressed bytes come before the first element.
+        skip: u64,
+    },
     /// Elements in row-major, little-endian order that are not in the file as such, such as decoded integers.
     Inline(Vec<u8>),
 }

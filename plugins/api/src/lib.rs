@@ -41,6 +41,19 @@ pub trait Format: Sync {
     /// [`FormatError`] if the file breaks the format's rules, exceeds its limits, or uses a part that is not supported.
     fn index(&self, source: &dyn Source) -> Result<Index, FormatError>;
 
+    /// As [`Format::index`], told what the file does not say. Formats that leave nothing unsaid ignore it.
+    ///
+    /// # Errors
+    /// As [`Format::index`].
+    fn index_assuming(&self, source: &dyn Source, _assume: Option<DType>) -> Result<Index, FormatError> {
+        self.index(source)
+    }
+
+    /// Whether one tensor's name can be tied to another's elements when writing. Else each has its own.
+    fn can_tie(&self) -> bool {
+        false
+    }
+
     /// Whether this format has a place for elements of the type when writing.
     fn can_store(&self, dtype: DType) -> bool;
 

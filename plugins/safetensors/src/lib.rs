@@ -78,6 +78,10 @@ impl Format for Safetensors {
         Ok(Index { tensors, metadata, ..Index::default() })
     }
 
+    fn can_tie(&self) -> bool {
+        true
+    }
+
     fn can_store(&self, dtype: DType) -> bool {
         crate_dtype(dtype).is_ok()
     }

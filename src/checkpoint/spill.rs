@@ -1,0 +1,61 @@
+//! Elements that are nowhere in the file as they are: compressed, or decoded by the format.
+//!
+//! They are written once to a temporary file that has no name, and read from there like any other.
+
+use super::file::{DataFile, IoMode};
+use crate::error::{Error, Result};
+use ckptmerge_format::{Extent, FormatError, Reader};
+use flate2::read::DeflateDecoder;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+/// The temporary file of one input file.
+#[derive(Debug)]
+pub(super) struct Spill {
+    writer: BufWriter<File>,
+    length: u64,
+}
+
+impl Spill {
+    pub(super) fn new(path: &Path) -> Result<Self> {
+        let file = tempfile::tempfile().map_err(Error::io("make a temporary file for", path))?;
+        Ok(Self { writer: BufWriter::with_capacity(1 << 20, file), length: 0 })
+    }
+
+    /// Adds bytes and says where they are.
+    pub(super) fn inline(&mut self, path: &Path, bytes: &[u8]) -> Result<u64> {
+        let offset = self.length;
+        self.writer.write_all(bytes).map_err(Error::io("make a temporary file for", path))?;
+        self.length += bytes.len() as u64;
+        Ok(offset)
+    }
+
+    /// Adds `length` bytes of a compressed stream, after its first `skip`, and says where they are.
+    pub(super) fn inflate(&mut self, file: &DataFile, extent: Extent, skip: u64, length: u64) -> Result<u64> {
+        let error =
+            |message: String| Error::Format { path: file.path().to_owned(), source: FormatError::corrupt(message) };
+        let mut reader = Reader::new(file);
+        reader.seek(SeekFrom::Start(extent.offset)).map_err(Error::io("read", file.path()))?;
+        let mut decoder = DeflateDecoder::new(BufReader::with_capacity(1 << 18, reader.take(extent.length)));
+        let damaged = |cause: std::io::Error| error(format!("the compressed data is damaged: {cause}"));
+        let skipped = std::io::copy(&mut decoder.by_ref().take(skip), &mut std::io::sink()).map_err(damaged)?;
+        let offset = self.length;
+        let copied = std::io::copy(&mut decoder.by_ref().take(length), &mut self.writer).map_err(damaged)?;
+        let more = decoder.read(&mut [0]).map_err(damaged)?;
+        if skipped != skip || copied != length || more != 0 {
+            return Err(error("the compressed data has another length than its header says".to_owned()));
+        }
+        self.length += length;
+        Ok(offset)
+    }
+
+    /// The file, for reading. Errors name the input it was made from.
+    pub(super) fn finish(self, path: &Path, mode: IoMode) -> Result<DataFile> {
+        let file = self
+            .writer
+            .into_inner()
+            .map_err(|error| Error::io("make a temporary file for", path)(error.into_error()))?;
+        DataFile::of(file, path, mode)
+    }
+}

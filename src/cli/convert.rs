@@ -1,0 +1,164 @@
+//! `ckptmerge convert`
+
+use super::report::{count, shortened};
+use super::{Common, Run, dtype};
+use crate::checkpoint::{Checkpoint, format};
+use crate::dtype::DType;
+use crate::error::{Bytes, Error};
+use crate::recipe::{Conversion, Target};
+use ckptmerge_format::Format;
+use clap::Args;
+use regex::Regex;
+use serde_json::json;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Write a model in another format, type or layout
+///
+/// Any format that is read becomes any that is written, told by the ending of OUT or by --to. Tensors whose type does
+/// not change are copied bit for bit.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  ckptmerge convert model.ckpt model.safetensors --dtype bf16
+  ckptmerge convert model/ out/ --shard-size 5GB
+  ckptmerge convert training.ckpt ema.safetensors --select ema --exclude '^optimizer'")]
+pub(super) struct Convert {
+    /// The model
+    input: PathBuf,
+    /// The file or folder to write
+    output: PathBuf,
+    /// The format of OUT [default: by its ending, or safetensors]
+    #[arg(long, value_name = "FORMAT", value_parser = format_named)]
+    to: Option<Named>,
+    /// The type of real numbers: f32, bf16, f16, f8_e4m3, q8_0, … [default: as they are]
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    dtype: Option<DType>,
+    /// The type of the tensors whose name matches; may be repeated, and the first match counts
+    #[arg(long, value_name = "REGEX=DTYPE", value_parser = dtype_for)]
+    dtype_for: Vec<(Regex, DType)>,
+    /// Write a folder of files with at most this much tensor data each, such as 5GB, and an index
+    #[arg(long, value_name = "SIZE", value_parser = Bytes::parse)]
+    shard_size: Option<Bytes>,
+    /// Keep only tensors whose name matches
+    #[arg(long, value_name = "REGEX")]
+    include: Vec<Regex>,
+    /// Leave out tensors whose name matches
+    #[arg(long, value_name = "REGEX")]
+    exclude: Vec<Regex>,
+    /// A file of lines `REGEX -> REPLACEMENT`, applied to every name in their order; $1 is a group
+    #[arg(long, value_name = "FILE")]
+    rename: Option<PathBuf>,
+    /// Text to go with the tensors
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    metadata: Vec<(String, String)>,
+    /// Show what would be read and written, and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not wait until the output is on the disk
+    #[arg(long)]
+    no_sync: bool,
+}
+
+/// A format of the table.
+#[derive(Clone, Copy)]
+struct Named(&'static dyn Format);
+
+fn format_named(text: &str) -> Result<Named, Error> {
+    format(text).map(Named)
+}
+
+fn dtype_for(text: &str) -> Result<(Regex, DType), String> {
+    let (pattern, name) = text.rsplit_once('=').ok_or("write it as REGEX=DTYPE")?;
+    let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
+    Ok((pattern, dtype(name).map_err(|error| error.to_string())?))
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as key=value")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// The rules of a file of `REGEX -> REPLACEMENT` lines; empty lines and those that begin with `#` are none.
+fn rules(path: &std::path::Path) -> Result<Vec<(Regex, String)>, Error> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let wrong = |line: usize, message: String| Error::Recipe(format!("{}:{line}: {message}", path.display()));
+    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
+    lines
+        .map(|(number, line)| {
+            let (from, to) = line
+                .split_once("->")
+                .ok_or_else(|| wrong(number, "write a rule as `REGEX -> REPLACEMENT`".to_owned()))?;
+            let from = Regex::new(from.trim()).map_err(|error| wrong(number, error.to_string()))?;
+            Ok((from, to.trim().to_owned()))
+        })
+        .collect()
+}
+
+impl Run for Convert {
+    fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
+        let report = common.report();
+        let mut settings = common.settings();
+        settings.sync = !self.no_sync;
+        let conversion = Conversion {
+            dtype: self.dtype,
+            dtype_for: self.dtype_for.clone(),
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            rename: self.rename.as_deref().map(rules).transpose()?.unwrap_or_default(),
+            metadata: self.metadata.clone(),
+        };
+        let model = Checkpoint::open_with(&self.input, &common.open())?;
+        report.about(&model);
+        let plan = conversion.plan(&model)?;
+        if !plan.kept_as.is_empty() {
+            let names: Vec<String> = plan.kept_as.iter().map(|(name, _)| name.clone()).collect();
+            report.warn(&format!(
+                "{} written as F32, as quantized types take rows of whole blocks: {}",
+                count(names.len() as u64, "tensor"),
+                shortened(&names)
+            ));
+        }
+        let target =
+            Target { path: self.output.clone(), shard_size: self.shard_size, format: self.to.map(|named| named.0) };
+        let predicted = plan.predict(&target, &settings)?;
+        let start = Instant::now();
+        if !self.dry_run {
+            report.watched(predicted.written.0, |control| plan.emit(&target, &settings, control))?;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        let tensors = count(plan.tensors.len() as u64, "tensor");
+        let left = plan.left_out.len() as u64;
+        report.answer(
+            || {
+                let path = target.path.display();
+                let without = if left > 0 { format!(", without {}", count(left, "tensor")) } else { String::new() };
+                if self.dry_run {
+                    format!(
+                        "{path} would have {tensors}{without}, {}; {} would be read\n",
+                        predicted.written, predicted.read
+                    )
+                } else {
+                    let rate = Bytes(((predicted.read.0 + predicted.written.0) as f64 / seconds.max(1e-9)) as u64);
+                    format!(
+                        "{path}: {tensors}{without}, {} in {seconds:.2} s ({rate}/s read and written)\n",
+                        predicted.written
+                    )
+                }
+            },
+            || {
+                json!({
+                    "output": target.path,
+                    "format": target.format().id(),
+                    "written": !self.dry_run,
+                    "tensors": plan.tensors.len(),
+                    "left_out": plan.left_out,
+                    "files": predicted.files,
+                    "bytes_read": predicted.read.0,
+                    "bytes_written": predicted.written.0,
+                })
+            },
+        )?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

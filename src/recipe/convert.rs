@@ -1,0 +1,173 @@
+//! One model to another form: other format, types, names, a part of its tensors.
+//!
+//! A tensor whose type stays is copied bit for bit. One that changes is decoded, multiplied by its scales if it is an
+//! 8-bit float that has some, and rounded once.
+
+use super::plan::scale_of;
+use super::{Operation, Plan, Planned};
+use crate::checkpoint::{Checkpoint, Tensor, TensorView};
+use crate::dtype::{self, DType, Kind, Simd};
+use crate::error::{Error, Mismatch, Result};
+use crate::merge::{Blend, BlendKernel, ScaleKernel};
+use regex::Regex;
+use std::collections::{HashMap, HashSet};
+
+/// How to convert, whichever model is given.
+#[derive(Clone, Debug, Default)]
+pub struct Conversion {
+    /// The type of real numbers; others keep theirs.
+    pub dtype: Option<DType>,
+    /// Types for tensors whose name matches; the first match counts.
+    pub dtype_for: Vec<(Regex, DType)>,
+    /// Only tensors that match one of these are kept; all if there are none.
+    pub include: Vec<Regex>,
+    /// Tensors that match one of these are left out.
+    pub exclude: Vec<Regex>,
+    /// Replacements in names, applied one after the other.
+    pub rename: Vec<(Regex, String)>,
+    /// Text that goes with the tensors, beside what the model has.
+    pub metadata: Vec<(String, String)>,
+}
+
+impl Conversion {
+    fn keeps(&self, name: &str) -> bool {
+        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
+        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+    }
+
+    fn renamed(&self, name: &str) -> String {
+        self.rename.iter().fold(name.to_owned(), |name, (from, to)| from.replace_all(&name, to.as_str()).into_owned())
+    }
+
+    /// The type a tensor is to have, if another was asked for.
+    fn dtype_of(&self, tensor: &Tensor) -> Option<DType> {
+        let special =
+            self.dtype_for.iter().find(|(pattern, _)| pattern.is_match(&tensor.name)).map(|(_, dtype)| *dtype);
+        special.or(self.dtype.filter(|_| tensor.dtype.is_real())).filter(|dtype| *dtype != tensor.dtype)
+    }
+
+    /// Plans the conversion of `model`. Reads no data but scales.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with every tensor that cannot be converted, [`Error::Recipe`] if nothing is left.
+    pub fn plan<'a>(&self, model: &'a Checkpoint) -> Result<Plan<'a>> {
+        let mut mismatches = Vec::new();
+        let (mut tensors, mut left_out, mut kept_as) = (Vec::new(), Vec::new(), Vec::new());
+        let mut consumed = HashSet::new();
+        for tensor in model.tensors() {
+            if !self.keeps(&tensor.name) {
+                left_out.push(tensor.name.clone());
+                continue;
+            }
+            match self.tensor(model, tensor, &mut consumed, &mut kept_as) {
+                Ok(planned) => tensors.push(planned),
+                Err(problem) => mismatches.push(Mismatch { tensor: tensor.name.clone(), problem }),
+            }
+        }
+        // Scales that were multiplied in have no further meaning.
+        tensors.retain(|(tensor, _): &(&Tensor, Planned<'_>)| !consumed.contains(&tensor.name));
+        let names: HashMap<&str, String> =
+            tensors.iter().map(|(tensor, planned)| (tensor.name.as_str(), planned.name.clone())).collect();
+        let mut seen = HashMap::new();
+        for (tensor, planned) in &mut tensors {
+            if let Operation::Alias(target) = &mut planned.operation {
+                match names.get(target.as_str()) {
+                    Some(name)
+                        if self.dtype_of(tensor) == model.get(target).and_then(|view| self.dtype_of(view.tensor)) =>
+                    {
+                        target.clone_from(name);
+                    }
+                    // What it was tied to is left out, or becomes another type.
+                    _ => {
+                        let view = model.view(tensor);
+                        planned.operation = cast(tensor, planned.dtype)
+                            .map_or(Operation::Copy(view), |kernel| Operation::Blend(kernel, vec![view]));
+                    }
+                }
+            }
+            if let Some(other) = seen.insert(planned.name.clone(), tensor.name.clone()) {
+                let problem = format!("and `{other}` would both be called `{}`", planned.name);
+                mismatches.push(Mismatch { tensor: tensor.name.clone(), problem });
+            }
+        }
+        if !mismatches.is_empty() {
+            return Err(Error::Mismatch(mismatches));
+        }
+        if tensors.is_empty() {
+            return Err(Error::Recipe("nothing is left to write: no tensor is kept".to_owned()));
+        }
+        let mut metadata = model.metadata().clone();
+        metadata.extend(self.metadata.iter().cloned());
+        Ok(Plan {
+            tensors: tensors.into_iter().map(|(_, planned)| planned).collect(),
+            left_out,
+            kept_as,
+            metadata,
+            sources: vec![(model, model.name().to_owned())],
+            reference: model,
+            frame: model,
+        })
+    }
+
+    fn tensor<'a>(
+        &self,
+        model: &'a Checkpoint,
+        tensor: &'a Tensor,
+        consumed: &mut HashSet<String>,
+        kept_as: &mut Vec<(String, DType)>,
+    ) -> Result<(&'a Tensor, Planned<'a>), String> {
+        let view = model.view(tensor);
+        let prefix = model.layout().parts[tensor.part].prefix();
+        let name = format!("{prefix}{}", self.renamed(tensor.name.strip_prefix(&prefix).unwrap_or(&tensor.name)));
+        let planned = |dtype, operation| {
+            Ok((tensor, Planned { name, dtype, shape: tensor.shape.clone(), part: tensor.part, operation }))
+        };
+        let wanted = self.dtype_of(tensor);
+        if let Some(target) = &tensor.alias_of {
+            return planned(wanted.unwrap_or(tensor.dtype), Operation::Alias(target.clone()));
+        }
+        let Some(mut output) = wanted else { return planned(tensor.dtype, Operation::Copy(view)) };
+        if !tensor.dtype.is_real() || !output.is_real() {
+            return Err(format!("is {} and cannot become {output}: only real numbers change their type", tensor.dtype));
+        }
+        if !dtype::can_decode(tensor.dtype) || !dtype::can_encode(output) {
+            return Err(format!("cannot be converted from {} to {output}", tensor.dtype));
+        }
+        let blocks = output.block_elements();
+        let fits = tensor.shape.len() > 1 && tensor.shape.last().is_some_and(|last| last.is_multiple_of(blocks));
+        if output.kind() == Kind::Quantized && !fits {
+            // As the field does: norms and biases are not quantized.
+            output = DType::F32;
+            kept_as.push((tensor.name.clone(), output));
+        }
+        if let Some(scale) = scale_of(tensor, model) {
+            let scales = model.get(&scale).ok_or("has no scales")?;
+            let values = read_scales(scales)?;
+            let kernel = ScaleKernel::new(tensor.dtype, &tensor.shape, values, &scales.tensor.shape, output)?;
+            consumed.insert(scale);
+            return planned(output, Operation::Scale(kernel, view));
+        }
+        planned(
+            output,
+            cast(tensor, output).map_or(Operation::Copy(view), |kernel| Operation::Blend(kernel, vec![view])),
+        )
+    }
+}
+
+fn read_scales(scales: TensorView<'_>) -> Result<Vec<f32>, String> {
+    let Tensor { dtype, elements, bytes, .. } = scales.tensor;
+    if !dtype.is_real() || !dtype::can_decode(*dtype) {
+        return Err(format!("has scales of type {dtype}, which cannot be read"));
+    }
+    let mut buffer = Vec::new();
+    let bytes = scales.read(0..*bytes, &mut buffer).map_err(|error| error.to_string())?;
+    let mut values = vec![0.0; *elements as usize];
+    dtype::decode(Simd::detect(), *dtype, bytes, &mut values);
+    Ok(values)
+}
+
+/// A change of type alone; none if it is the same.
+fn cast(tensor: &Tensor, output: DType) -> Option<BlendKernel> {
+    let blend = Blend { from_base: false, coefficients: vec![1.0] };
+    (tensor.dtype != output).then(|| BlendKernel { blend, inputs: vec![tensor.dtype], output, simd: Simd::detect() })
+}
