@@ -8,11 +8,19 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The names under which libraries look for a folder's weights, in the order they do.
-const STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
+/// The names under which libraries look for a folder's weights, in the order they do, safetensors first.
+const NAMES: [(&str, &str); 6] = [
+    ("model", "safetensors"),
+    ("diffusion_pytorch_model", "safetensors"),
+    ("adapter_model", "safetensors"),
+    ("pytorch_model", "bin"),
+    ("diffusion_pytorch_model", "bin"),
+    ("adapter_model", "bin"),
+];
+/// Endings of other files that a folder's only weights may be in, in the order they are looked for.
+const ENDINGS: [&str; 8] = ["safetensors", "st", "bin", "gguf", "ckpt", "pth", "pt", "npz"];
 /// The ending of a file that says which shard holds which tensor.
-const INDEX: &str = ".safetensors.index.json";
-const WEIGHTS: &str = ".safetensors";
+const INDEX: &str = ".index.json";
 /// The file that makes a folder a diffusers pipeline.
 const PIPELINE: &str = "model_index.json";
 /// Endings of files that hold weights in one format or another, and so are never copied along.
@@ -57,7 +65,7 @@ pub struct Layout {
 pub struct Part {
     /// The folder within the model's, empty for the model's own. Also the prefix of tensor names, with a `/`.
     pub folder: String,
-    /// The file name before `.safetensors` or `-00001-of-0000N.safetensors`.
+    /// The file name before its ending or `-00001-of-0000N` and its ending.
     pub stem: String,
     /// The files, each with the tensors that an index expects in it.
     pub files: Vec<(PathBuf, Option<BTreeSet<String>>)>,
@@ -87,12 +95,12 @@ impl Layout {
             if name == PIPELINE {
                 return Self::folder(root);
             }
-            let stem = name.strip_suffix(INDEX).unwrap_or_else(|| name.trim_end_matches(".json"));
-            let part = Part { folder: String::new(), stem: stem.to_owned(), files: shards(path)? };
+            let part = Part { folder: String::new(), stem: stem_of_index(&name).to_owned(), files: shards(path)? };
             return Ok(Self { root: root.to_owned(), is_folder: true, parts: vec![part] });
         }
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let part = Part { folder: String::new(), stem, files: vec![(path.to_owned(), None)] };
+        let files = split(path)?.into_iter().map(|file| (file, None)).collect();
+        let part = Part { folder: String::new(), stem, files };
         Ok(Self { root: path.to_owned(), is_folder: false, parts: vec![part] })
     }
 
@@ -101,7 +109,11 @@ impl Layout {
             pipeline(root)?
         } else {
             vec![part(root, "")?.ok_or_else(|| {
-                Error::model(root, "the folder holds no safetensors weights (model.safetensors or an index of shards)")
+                Error::model(
+                    root,
+                    distributed(root)
+                        .unwrap_or("the folder holds no weights (model.safetensors, an index of shards, …)"),
+                )
             })?]
         };
         Ok(Self { root: root.to_owned(), is_folder: true, parts })
@@ -197,7 +209,7 @@ fn pipeline(root: &Path) -> Result<Vec<Part>> {
         }
     }
     if parts.is_empty() {
-        return Err(Error::model(root, "none of the pipeline's components has safetensors weights"));
+        return Err(Error::model(root, "none of the pipeline's components has weights"));
     }
     Ok(parts)
 }
@@ -205,12 +217,12 @@ fn pipeline(root: &Path) -> Result<Vec<Part>> {
 /// The weights in one folder: by the libraries' own names first, then by whatever single candidate is there.
 fn part(folder: &Path, name: &str) -> Result<Option<Part>> {
     let make = |stem: &str, files| Some(Part { folder: name.to_owned(), stem: stem.to_owned(), files });
-    for stem in STEMS {
-        let index = folder.join(format!("{stem}{INDEX}"));
+    for (stem, ending) in NAMES {
+        let index = folder.join(format!("{stem}.{ending}{INDEX}"));
         if index.is_file() {
             return Ok(make(stem, shards(&index)?));
         }
-        let single = folder.join(format!("{stem}{WEIGHTS}"));
+        let single = folder.join(format!("{stem}.{ending}"));
         if single.is_file() {
             return Ok(make(stem, vec![(single, None)]));
         }
@@ -218,26 +230,75 @@ fn part(folder: &Path, name: &str) -> Result<Option<Part>> {
     let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     let names: BTreeSet<String> =
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    let indices: Vec<_> = names.iter().filter(|name| name.ends_with(INDEX)).collect();
-    let singles: Vec<_> = names.iter().filter(|name| name.ends_with(WEIGHTS)).collect();
-    match (&indices[..], &singles[..]) {
-        ([], []) => Ok(None),
-        ([index], _) => {
-            let stem = index.trim_end_matches(INDEX);
-            Ok(make(stem, shards(&folder.join(index))?))
-        }
-        ([], [single]) => {
-            let stem = single.trim_end_matches(WEIGHTS);
-            Ok(make(stem, vec![(folder.join(single), None)]))
-        }
-        (many @ [_, _, ..], _) | ([], many) => Err(Error::model(
-            folder,
-            format!(
-                "several files could be the model; name one of them: {}",
-                many.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ")
-            ),
-        )),
+    let several = |many: &[&String]| {
+        let list = many.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+        Err(Error::model(folder, format!("several files could be the model; name one of them: {list}")))
+    };
+    let indices: Vec<&String> = names.iter().filter(|name| name.ends_with(INDEX) && !name.starts_with('.')).collect();
+    match indices[..] {
+        [] => {}
+        [index] => return Ok(make(stem_of_index(index), shards(&folder.join(index))?)),
+        _ => return several(&indices),
     }
+    for ending in ENDINGS {
+        let has_ending =
+            |name: &&String| name.rsplit_once('.').is_some_and(|(stem, end)| end == ending && !stem.is_empty());
+        // Of a file in numbered parts the first stands for all.
+        let is_later = |name: &String| split_name(name).is_some_and(|(_, number, _, _)| number > 1);
+        let singles: Vec<&String> = names.iter().filter(has_ending).filter(|name| !is_later(name)).collect();
+        match singles[..] {
+            [] => {}
+            [single] => {
+                let stem = single.strip_suffix(&format!(".{ending}")).unwrap_or(single);
+                let files = split(&folder.join(single))?.into_iter().map(|file| (file, None)).collect();
+                return Ok(make(stem, files));
+            }
+            _ => return several(&singles),
+        }
+    }
+    Ok(None)
+}
+
+/// The file name that an index's shards derive from: `model` of `model.safetensors.index.json`.
+fn stem_of_index(name: &str) -> &str {
+    let file = name.strip_suffix(INDEX).unwrap_or_else(|| name.trim_end_matches(".json"));
+    file.rsplit_once('.').map_or(file, |(stem, _)| stem)
+}
+
+/// A file name of the form `STEM-00001-of-00003.gguf`, as llama.cpp splits files: stem, number, count, ending.
+fn split_name(name: &str) -> Option<(&str, u32, u32, &str)> {
+    let (rest, ending) = name.rsplit_once('.').filter(|(_, ending)| *ending == "gguf")?;
+    let (rest, count) = rest.rsplit_once("-of-")?;
+    let (stem, number) = rest.rsplit_once('-')?;
+    let five_digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    (five_digits(number) && five_digits(count)).then_some(())?;
+    Some((stem, number.parse().ok()?, count.parse().ok()?, ending))
+}
+
+/// All parts of the file at `path`, if it is one of several.
+fn split(path: &Path) -> Result<Vec<PathBuf>> {
+    let name = file_name(path);
+    let Some((stem, _, count, ending)) = split_name(&name) else { return Ok(vec![path.to_owned()]) };
+    let parts = (1..=count).map(|number| path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.{ending}")));
+    let parts: Vec<PathBuf> = parts.collect();
+    match parts.iter().find(|part| !part.is_file()) {
+        Some(missing) => {
+            Err(Error::model(path, format!("its part {} is missing; download it as well", file_name(missing))))
+        }
+        None => Ok(parts),
+    }
+}
+
+/// What a folder of a distributed training run is, and what to do with it.
+fn distributed(folder: &Path) -> Option<&'static str> {
+    if folder.join(".metadata").is_file() {
+        return Some(
+            "the folder is a torch.distributed.checkpoint, which cannot be read yet: join it first with torch.distributed.checkpoint.format_utils.dcp_to_torch_save",
+        );
+    }
+    folder.join("latest").is_file().then_some(
+        "the folder looks like a DeepSpeed checkpoint, which cannot be read yet: join it first with its zero_to_fp32.py",
+    )
 }
 
 /// The shards that an index names, each with the tensors it is said to hold.

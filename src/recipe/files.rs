@@ -1,6 +1,7 @@
 //! Which output tensor goes into which file, and where in it.
 
 use super::{Operation, Plan, Planned, Target};
+use crate::checkpoint::FORMATS;
 use crate::error::{Bytes, Error, Result};
 use crate::merge::CopyKernel;
 use crate::output::StagedFile;
@@ -59,9 +60,10 @@ impl<'a, 'p> Files<'a, 'p> {
             });
             let shards = cut(stored.collect(), target.shard_size);
             let prefix = part.prefix();
-            // A single file's tensors become a folder's under the name that libraries look for.
-            let stem = if layout.is_folder { part.stem.as_str() } else { "model" };
-            let ending = format.extensions()[0];
+            let (usual, ending) = format.name_in_folder();
+            // A name that says more than that this is the model, such as `diffusion_pytorch_model`, stays.
+            let says_more = layout.is_folder && !FORMATS.iter().any(|format| format.name_in_folder().0 == part.stem);
+            let stem = if says_more { part.stem.as_str() } else { usual };
             let (mut map, mut total) = (Map::new(), 0);
             let count = shards.len();
             for (number, tensors) in shards.into_iter().enumerate() {

@@ -30,6 +30,11 @@ pub trait Format: Sync {
     /// File name endings that mean this format *when writing*. Reading goes by content alone.
     fn extensions(&self) -> &'static [&'static str];
 
+    /// What libraries call a folder's weights in this format: stem and ending of the file name.
+    fn name_in_folder(&self) -> (&'static str, &'static str) {
+        ("model", self.extensions()[0])
+    }
+
     /// Whether a file of `len` bytes that begins with `head` is of this format.
     ///
     /// Cheap, and free of side effects: `head` is the first [`HEAD`] bytes, or the whole file if it is shorter.

@@ -28,8 +28,8 @@ pub(crate) struct Header {
 impl Header {
     /// Reads the header of an array that takes `available` bytes in all.
     pub(crate) fn read(from: &mut dyn Read, available: u64, assume: Option<DType>) -> Result<Self, FormatError> {
-        let [m0, m1, m2, m3, m4, m5, major, minor] = take(from)?;
-        if [m0, m1, m2, m3, m4, m5] != MAGIC {
+        let [magic @ .., major, minor] = take::<8>(from)?;
+        if magic != MAGIC {
             return Err(FormatError::corrupt("it does not begin as a NumPy array"));
         }
         // Version 2 has a longer length, and version 3 the names of fields in UTF-8, which are not read anyway.
@@ -104,11 +104,12 @@ impl Header {
 /// The header for a tensor that is written, and the bytes its elements take.
 pub(crate) fn write(tensor: &TensorSpec) -> Result<(Vec<u8>, u64), FormatError> {
     if tensor.alias_of.is_some() {
-        return Err(FormatError::unsupported("NumPy's files cannot tie two tensors").at(&tensor.name).hint("write both"));
+        return Err(FormatError::unsupported("NumPy's files cannot tie two tensors")
+            .at(&tensor.name)
+            .hint("write both"));
     }
-    let descr = element::spelling(tensor.dtype).ok_or_else(|| {
-        FormatError::unsupported(format!("NumPy has no type {}", tensor.dtype)).at(&tensor.name)
-    })?;
+    let descr = element::spelling(tensor.dtype)
+        .ok_or_else(|| FormatError::unsupported(format!("NumPy has no type {}", tensor.dtype)).at(&tensor.name))?;
     let limit = |message: String| FormatError::new(Fault::Limit, message).at(&tensor.name);
     if tensor.shape.len() > literal::MAX_DIMENSIONS {
         return Err(limit(format!("NumPy allows at most {} dimensions", literal::MAX_DIMENSIONS)));

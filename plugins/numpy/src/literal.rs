@@ -109,8 +109,10 @@ impl Parser<'_> {
     /// The type: a string for one number per element, a list or tuple for several.
     fn descr(&mut self) -> Result<String, FormatError> {
         match self.peek() {
-            Some(b'[' | b'(') => Err(FormatError::unsupported("its elements are structured: records of several fields")
-                .hint("save each field as an array of its own")),
+            Some(b'[' | b'(') => {
+                Err(FormatError::unsupported("its elements are structured: records of several fields")
+                    .hint("save each field as an array of its own"))
+            }
             _ => self.string(),
         }
     }
@@ -132,7 +134,8 @@ impl Parser<'_> {
         self.expect(b'(')?;
         while !self.accept(b')') {
             if shape.len() == MAX_DIMENSIONS {
-                let message = format!("the array has more than {MAX_DIMENSIONS} dimensions, the most that NumPy allows");
+                let message =
+                    format!("the array has more than {MAX_DIMENSIONS} dimensions, the most that NumPy allows");
                 return Err(FormatError::new(Fault::Limit, message));
             }
             shape.push(self.number()?);
@@ -155,9 +158,8 @@ impl Parser<'_> {
         if digits.is_empty() {
             return Err(self.wrong("a size"));
         }
-        let number = digits.iter().try_fold(0u64, |number, digit| {
-            number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
-        });
+        let number =
+            digits.iter().try_fold(0u64, |number, digit| number.checked_mul(10)?.checked_add(u64::from(digit - b'0')));
         let number = number.ok_or_else(|| FormatError::corrupt("a size in the header's shape does not fit 64 bits"))?;
         self.position += digits.len();
         self.position += usize::from(self.text.get(self.position) == Some(&b'L'));

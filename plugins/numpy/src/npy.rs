@@ -1,7 +1,10 @@
 //! `.npy`: one array.
 
+use crate::element;
 use crate::header::{self, Header, MAGIC};
-use ckptmerge_format::{DType, Format, FormatError, Index, Metadata, Reader, Segment, Source, TensorSpec, WritePlan};
+use ckptmerge_format::{
+    DType, Fault, Format, FormatError, Index, Metadata, Reader, Segment, Source, TensorSpec, WritePlan,
+};
 use std::io::BufReader;
 
 /// What the tensor is called, as the file has no name for it.
@@ -39,7 +42,7 @@ impl Format for Npy {
     }
 
     fn can_store(&self, dtype: DType) -> bool {
-        crate::element::spelling(dtype).is_some()
+        element::spelling(dtype).is_some()
     }
 
     fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
@@ -53,9 +56,9 @@ impl Format for Npy {
         }
         let (bytes, data) = header::write(tensor)?;
         let start = bytes.len() as u64;
-        let length = start.checked_add(data).ok_or_else(|| {
-            FormatError::new(ckptmerge_format::Fault::Limit, "the file's size overflows 64 bits").at(&tensor.name)
-        })?;
+        let length = start
+            .checked_add(data)
+            .ok_or_else(|| FormatError::new(Fault::Limit, "the file's size overflows 64 bits").at(&tensor.name))?;
         Ok(WritePlan::new(length, vec![Segment { offset: 0, bytes }], vec![Some(start)]))
     }
 }

@@ -3,10 +3,11 @@
 //! Metadata, for which NumPy has no place, is a last member `__metadata__.json`, an object of text. `numpy.load` lists it
 //! as a further key and gives its bytes.
 
+use crate::element;
 use crate::header::{self, Header, read_error};
 use crate::layout::{Layout, Member};
 use ckptmerge_format::{
-    DType, Data, Extent, Fault, Format, FormatError, Index, Metadata, Reader, Source, TensorInfo, TensorSpec,
+    DType, Data, Extent, Fault, Format, FormatError, Index, Metadata, Reader, Segment, Source, TensorInfo, TensorSpec,
     WritePlan,
 };
 use flate2::read::DeflateDecoder;
@@ -83,10 +84,8 @@ impl Format for Npz {
             let name = member.name().map_err(zip_error)?.into_owned();
             if let Some(name) = name.strip_suffix(ENDING) {
                 index.tensors.push(tensor(name, &member, source, assume).map_err(|error| error.at(name))?);
-            } else if name == METADATA && metadata(&member, source)?.is_some_and(|text| {
+            } else if let Some(text) = metadata(&name, &member, source)? {
                 index.metadata = text;
-                true
-            }) {
                 has_metadata = true;
             } else {
                 index.warnings.push(format!("the member `{name}` is not a .npy array, and is left out"));
@@ -109,7 +108,7 @@ impl Format for Npz {
     }
 
     fn can_store(&self, dtype: DType) -> bool {
-        crate::element::spelling(dtype).is_some()
+        element::spelling(dtype).is_some()
     }
 
     fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
@@ -124,7 +123,7 @@ impl Format for Npz {
         tensors: &[TensorSpec],
         metadata: &Metadata,
         crc32: &[u32],
-    ) -> Result<Vec<ckptmerge_format::Segment>, FormatError> {
+    ) -> Result<Vec<Segment>, FormatError> {
         Ok(lay_out(tensors, metadata)?.segments(crc32))
     }
 }
@@ -167,11 +166,11 @@ fn open<'a, R: Read>(
             return Err(FormatError::corrupt(message));
         }
         CompressionMethod::Stored => Box::new(reader),
-        CompressionMethod::Deflated if size > length.saturating_mul(MAX_DEFLATE_RATIO) => {
+        CompressionMethod::DEFLATE if size > length.saturating_mul(MAX_DEFLATE_RATIO) => {
             let message = format!("it claims {size} bytes, more than can be compressed into {length}");
             return Err(FormatError::corrupt(message));
         }
-        CompressionMethod::Deflated => Box::new(DeflateDecoder::new(reader)),
+        CompressionMethod::DEFLATE => Box::new(DeflateDecoder::new(reader)),
         other => {
             return Err(FormatError::unsupported(format!("it is compressed by {other}; only deflate is supported"))
                 .hint("save it again with numpy.savez"));
@@ -180,9 +179,19 @@ fn open<'a, R: Read>(
     Ok((Extent { offset, length }, bytes))
 }
 
-/// The text in the metadata's member; `None` if it is something else of that name.
-fn metadata<R: Read>(member: &ZipFile<'_, R>, source: &dyn Source) -> Result<Option<Metadata>, FormatError> {
-    let named = |error: FormatError| error.at(METADATA);
+/// The text in the metadata's member; `None` if this is not it, or something else of its name.
+fn metadata<R: Read>(
+    name: &str,
+    member: &ZipFile<'_, R>,
+    source: &dyn Source,
+) -> Result<Option<Metadata>, FormatError> {
+    if name != METADATA {
+        return Ok(None);
+    }
+    let named = |mut error: FormatError| {
+        error.message = format!("the member `{METADATA}`: {}", error.message);
+        error
+    };
     if member.size() > MAX_METADATA {
         let message = format!("it takes {} bytes; {MAX_METADATA} are allowed", member.size());
         return Err(named(FormatError::new(Fault::Limit, message)));
@@ -199,7 +208,9 @@ fn metadata<R: Read>(member: &ZipFile<'_, R>, source: &dyn Source) -> Result<Opt
 fn zip_error(error: ZipError) -> FormatError {
     match error {
         ZipError::Io(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => read_error(error),
-        ZipError::UnsupportedArchive(what) => FormatError::unsupported(format!("the zip archive is not supported: {what}")),
+        ZipError::UnsupportedArchive(what) => {
+            FormatError::unsupported(format!("the zip archive is not supported: {what}"))
+        }
         other => FormatError::corrupt(format!("the zip archive is damaged or cut short: {other}")),
     }
 }

@@ -3,25 +3,26 @@
 //! A name is the path to the tensor, joined with dots: keys of dictionaries, places in lists, attributes of objects. A
 //! pickled module is what its `state_dict()` would be: parameters, buffers that persist, and submodules.
 //!
-//! The work is bounded without trusting the pickle: containers on the current path are not entered again, those found
-//! to lead to no tensor are not entered twice, and what is left is counted.
+//! The work is bounded without trusting the pickle: containers on the current path are not entered again, those that
+//! lead to no tensor not at all, and what is left is counted.
 
 use crate::tensor::{Storages, View, is_tensor, view};
 use crate::value::{Call, Global, Id, Value, Values};
 use ckptmerge_format::{Fault, FormatError};
+use std::collections::HashSet;
 
 /// How deep containers may lie in each other.
 const MAX_DEPTH: usize = 256;
 /// The most tensors.
 const MAX_TENSORS: usize = 1 << 19;
 /// The most children looked at, over all visits of all containers.
-const MAX_STEPS: usize = 1 << 26;
+const MAX_STEPS: usize = 1 << 24;
 /// The longest name of a tensor, and all of them together, in bytes.
 const MAX_NAME: usize = 1000;
 const MAX_NAMES: usize = 1 << 27;
 
 /// One component of a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
     /// The key that this value is.
     Key(Id),
@@ -48,13 +49,12 @@ pub(crate) fn flatten(
     storages: &Storages,
     root: Id,
 ) -> Result<(Vec<Found>, Vec<String>), FormatError> {
-    let count = values.len();
     let mut walk = Walk {
         values,
         storages,
         path: Vec::new(),
-        on_path: vec![false; count],
-        barren: vec![false; count],
+        on_path: vec![false; values.len()],
+        fertile: fertile(values, storages),
         steps: 0,
         names: 0,
         found: Vec::new(),
@@ -73,8 +73,8 @@ struct Walk<'a> {
     storages: &'a Storages,
     path: Vec<Step>,
     on_path: Vec<bool>,
-    /// Containers from which no tensor is reached.
-    barren: Vec<bool>,
+    /// Values from which a tensor or an array may be reached.
+    fertile: Vec<bool>,
     steps: usize,
     names: usize,
     found: Vec<Found>,
@@ -82,39 +82,39 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Collects the tensors under a value; true if a container on the path was met again, or a tensor.
-    fn visit(&mut self, id: Id) -> Result<bool, FormatError> {
-        if self.barren[id.index()] {
-            return Ok(false);
-        }
-        if self.on_path[id.index()] {
-            return Ok(true);
+    /// Collects the tensors under a value.
+    fn visit(&mut self, id: Id) -> Result<(), FormatError> {
+        if !self.fertile[id.index()] || self.on_path[id.index()] {
+            return Ok(());
         }
         if is_tensor(self.values, self.storages, id) {
-            return self.emit(id).map(|()| true);
+            return self.emit(id);
         }
-        if self.is_array(id) {
+        if is_array(self.values, id) {
             self.arrays.push(self.name()?);
-            return Ok(false);
+            return self.count(1);
         }
         if self.path.len() >= MAX_DEPTH {
             return Err(FormatError::new(Fault::Limit, format!("objects lie more than {MAX_DEPTH} deep in each other")));
         }
-        let children = self.children(id);
-        self.steps += children.len();
-        if self.steps > MAX_STEPS {
-            return Err(FormatError::new(Fault::Limit, "the same objects are contained in each other too many times"));
-        }
+        let children = self.children(id)?;
         self.on_path[id.index()] = true;
-        let mut fertile = false;
         for (step, child) in children {
             self.path.push(step);
-            fertile |= self.visit(child)?;
+            self.visit(child)?;
             self.path.pop();
         }
         self.on_path[id.index()] = false;
-        self.barren[id.index()] = !fertile;
-        Ok(fertile)
+        Ok(())
+    }
+
+    /// Counts children that are about to be looked at.
+    fn count(&mut self, children: usize) -> Result<(), FormatError> {
+        self.steps += children;
+        if self.steps > MAX_STEPS {
+            return Err(FormatError::new(Fault::Limit, "the same objects are contained in each other too many times"));
+        }
+        Ok(())
     }
 
     fn emit(&mut self, id: Id) -> Result<(), FormatError> {
@@ -146,102 +146,149 @@ impl Walk<'_> {
         Ok(if name.is_empty() { "tensor".to_owned() } else { name })
     }
 
-    fn is_array(&self, id: Id) -> bool {
-        let Some((_, Some(function), _)) = self.values.call(id) else { return false };
-        function.module.starts_with("numpy") && matches!(function.name.as_str(), "_reconstruct" | "_frombuffer")
-    }
-
-    fn children(&self, id: Id) -> Vec<(Step, Id)> {
-        match self.values.get(id) {
-            Value::Dict(entries) => keyed(entries),
-            Value::List(items) | Value::Set(items) => indexed(items),
-            Value::Tuple(items) => indexed(items),
+    fn children(&mut self, id: Id) -> Result<Vec<(Step, Id)>, FormatError> {
+        let values = self.values;
+        match values.get(id) {
+            Value::Dict(entries) => self.keyed(entries),
+            Value::List(items) | Value::Set(items) => self.indexed(items),
+            Value::Tuple(items) => self.indexed(items),
             Value::Call(call) => self.object(call),
-            _ => Vec::new(),
+            _ => Ok(Vec::new()),
         }
     }
 
     /// What an object that nobody made would hold.
-    fn object(&self, call: &Call) -> Vec<(Step, Id)> {
-        let args = self.values.sequence(call.args).unwrap_or_default();
-        if let Some(Global { module, name }) = self.values.global(call.callable) {
+    fn object(&mut self, call: &Call) -> Result<Vec<(Step, Id)>, FormatError> {
+        let values = self.values;
+        let args = values.sequence(call.args).unwrap_or_default();
+        if let Some(Global { module, name }) = values.global(call.callable) {
             match (module.as_str(), name.as_str(), args) {
                 ("collections", "OrderedDict" | "defaultdict", _) => return self.ordered(call, args),
-                ("torch.jit._pickle", _, [value, ..]) => return vec![(Step::Same, *value)],
-                ("torch", "Size", _) => return Vec::new(),
-                ("numpy" | "numpy.core.multiarray" | "numpy._core.multiarray" | "numpy.random._pickle", ..) => {
-                    return Vec::new();
-                }
+                ("torch.jit._pickle", _, [value, ..]) => return Ok(vec![(Step::Same, *value)]),
                 _ => {}
             }
         }
-        let mut children = keyed(&call.entries);
-        children.extend(indexed(&call.elements));
+        let mut children = self.keyed(&call.entries)?;
+        children.extend(self.indexed(&call.elements)?);
         if let Some(state) = call.state {
-            children.extend(self.module(state).unwrap_or_else(|| self.attributes(state)));
+            children.extend(match self.module(state)? {
+                Some(parts) => parts,
+                None => self.attributes(state)?,
+            });
         }
-        if children.is_empty() { indexed(args) } else { children }
+        if children.is_empty() { self.indexed(args) } else { Ok(children) }
     }
 
     /// Entries that were assigned, behind those that Python 2 gave to the constructor as a list of pairs.
-    fn ordered(&self, call: &Call, args: &[Id]) -> Vec<(Step, Id)> {
-        let given = args.first().and_then(|list| self.values.sequence(*list)).unwrap_or_default();
-        let pair = |id: &Id| match self.values.sequence(*id) {
-            Some([key, value]) => Some((Step::Key(*key), *value)),
+    fn ordered(&mut self, call: &Call, args: &[Id]) -> Result<Vec<(Step, Id)>, FormatError> {
+        let values = self.values;
+        let given = args.first().and_then(|list| values.sequence(*list)).unwrap_or_default();
+        self.count(given.len())?;
+        let pair = |id: &Id| match values.sequence(*id) {
+            Some([key, value]) => Some((*key, *value)),
             _ => None,
         };
-        given.iter().filter_map(pair).chain(keyed(&call.entries)).collect()
+        let entries: Vec<_> = given.iter().filter_map(pair).chain(call.entries.iter().copied()).collect();
+        self.keyed(&entries)
     }
 
     /// The parts of a module's state that its `state_dict()` has.
-    fn module(&self, state: Id) -> Option<Vec<(Step, Id)>> {
-        let parameters = self.values.entry(state, "_parameters")?;
-        let buffers = self.values.entry(state, "_buffers")?;
-        let modules = self.values.entry(state, "_modules")?;
-        let passing = self.values.entry(state, "_non_persistent_buffers_set").map(|set| self.elements(set));
+    fn module(&mut self, state: Id) -> Result<Option<Vec<(Step, Id)>>, FormatError> {
+        let values = self.values;
+        self.count(values.entries(state).map_or(0, <[_]>::len))?;
+        let part = |name| values.entry(state, name);
+        let (Some(parameters), Some(buffers), Some(modules)) = (part("_parameters"), part("_buffers"), part("_modules"))
+        else {
+            return Ok(None);
+        };
+        let passing = part("_non_persistent_buffers_set").map(|set| elements(values, set)).unwrap_or_default();
+        self.count(passing.len())?;
+        let passing: HashSet<&str> = passing.iter().filter_map(|name| values.text(*name)).collect();
         let persists = |step: &Step| match step {
-            Step::Key(key) => !passing.iter().flatten().any(|name| self.values.text(*name) == self.values.text(*key)),
+            Step::Key(key) => !values.text(*key).is_some_and(|name| passing.contains(name)),
             _ => true,
         };
-        let mut children = self.children(parameters);
-        children.extend(self.children(buffers).into_iter().filter(|(step, _)| persists(step)));
-        children.extend(self.children(modules));
-        Some(children)
-    }
-
-    /// The elements of a set, which protocol 2 writes as `set([…])`.
-    fn elements(&self, set: Id) -> &[Id] {
-        match self.values.get(set) {
-            Value::Set(items) => items,
-            _ => match self.values.call(set) {
-                Some((_, _, [items])) => self.values.sequence(*items).unwrap_or_default(),
-                _ => &[],
-            },
-        }
+        let mut children = self.children(parameters)?;
+        children.extend(self.children(buffers)?.into_iter().filter(|(step, _)| persists(step)));
+        children.extend(self.children(modules)?);
+        Ok(Some(children))
     }
 
     /// Attributes by name; objects with slots have a pair of such dictionaries.
-    fn attributes(&self, state: Id) -> Vec<(Step, Id)> {
-        match self.values.get(state) {
-            Value::Dict(entries) => keyed(entries),
-            Value::Tuple(pair) if pair.len() == 2 && pair.iter().all(|id| self.is_dict_or_none(*id)) => {
-                pair.iter().filter_map(|id| self.values.entries(*id)).flat_map(keyed).collect()
+    fn attributes(&mut self, state: Id) -> Result<Vec<(Step, Id)>, FormatError> {
+        let values = self.values;
+        let is_part = |id: &Id| matches!(values.get(*id), Value::Dict(_) | Value::None);
+        match values.get(state) {
+            Value::Dict(entries) => self.keyed(entries),
+            Value::Tuple(pair) if pair.len() == 2 && pair.iter().all(is_part) => {
+                let parts = pair.iter().filter_map(|id| values.entries(*id));
+                self.keyed(&parts.flatten().copied().collect::<Vec<_>>())
             }
-            _ => vec![(Step::Same, state)],
+            _ => Ok(vec![(Step::Same, state)]),
         }
     }
 
-    fn is_dict_or_none(&self, id: Id) -> bool {
-        matches!(self.values.get(id), Value::Dict(_) | Value::None)
+    /// Entries of a dictionary; of two with the same text as key, the later.
+    fn keyed(&mut self, entries: &[(Id, Id)]) -> Result<Vec<(Step, Id)>, FormatError> {
+        self.count(entries.len())?;
+        let mut seen = HashSet::with_capacity(entries.len());
+        let mut children: Vec<_> = entries
+            .iter()
+            .rev()
+            .filter(|(key, _)| self.values.text(*key).is_none_or(|key| seen.insert(key)))
+            .map(|(key, value)| (Step::Key(*key), *value))
+            .collect();
+        children.reverse();
+        Ok(children)
+    }
+
+    fn indexed(&mut self, items: &[Id]) -> Result<Vec<(Step, Id)>, FormatError> {
+        self.count(items.len())?;
+        Ok(items.iter().enumerate().map(|(place, value)| (Step::Index(place), *value)).collect())
     }
 }
 
-fn keyed(entries: &[(Id, Id)]) -> Vec<(Step, Id)> {
-    entries.iter().map(|(key, value)| (Step::Key(*key), *value)).collect()
+/// The elements of a set, which protocol 2 writes as `set([…])`.
+fn elements(values: &Values, set: Id) -> &[Id] {
+    match values.get(set) {
+        Value::Set(items) => items,
+        _ => match values.call(set) {
+            Some((_, _, [items])) => values.sequence(*items).unwrap_or_default(),
+            _ => &[],
+        },
+    }
 }
 
-fn indexed(items: &[Id]) -> Vec<(Step, Id)> {
-    items.iter().enumerate().map(|(place, value)| (Step::Index(place), *value)).collect()
+/// Which values a tensor or an array may be reached from, following every reference backwards.
+fn fertile(values: &Values, storages: &Storages) -> Vec<bool> {
+    let mut edges: Vec<(Id, Id)> = Vec::new();
+    let mut fertile = vec![false; values.len()];
+    let mut reached: Vec<Id> = Vec::new();
+    for (id, _) in values.iter() {
+        if is_tensor(values, storages, id) || is_array(values, id) {
+            fertile[id.index()] = true;
+            reached.push(id);
+        } else {
+            values.references(id, |child| edges.push((child, id)));
+        }
+    }
+    edges.sort_unstable();
+    while let Some(id) = reached.pop() {
+        let parents = edges[edges.partition_point(|(child, _)| *child < id)..].iter();
+        for (_, parent) in parents.take_while(|(child, _)| *child == id) {
+            if !fertile[parent.index()] {
+                fertile[parent.index()] = true;
+                reached.push(*parent);
+            }
+        }
+    }
+    fertile
+}
+
+/// Whether the value is a NumPy array.
+fn is_array(values: &Values, id: Id) -> bool {
+    let Some((_, Some(function), _)) = values.call(id) else { return false };
+    function.module.starts_with("numpy") && matches!(function.name.as_str(), "_reconstruct" | "_frombuffer")
 }
 
 /// A component of a name as text: a tuple's parts are joined with dots too.

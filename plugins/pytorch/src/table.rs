@@ -4,6 +4,7 @@ use crate::flatten::{Found, Step, flatten, step_text};
 use crate::tensor::{Storages, View};
 use crate::value::{Id, Value, Values};
 use ckptmerge_format::{Data, FormatError, Index, Metadata, Subtree, TensorInfo};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 /// The most top-level scalars that become metadata, and the longest of them, in bytes.
@@ -52,6 +53,20 @@ fn role(name: &str) -> Role {
     Role::Unknown
 }
 
+/// The root's children that could each be the model.
+#[derive(Default)]
+struct Parts {
+    list: Vec<Subtree>,
+    by_step: HashMap<Step, usize>,
+}
+
+impl Parts {
+    /// The part that a tensor belongs to.
+    fn of(&self, found: &Found) -> Option<usize> {
+        found.first.filter(|_| found.nested).and_then(|step| self.by_step.get(&step)).copied()
+    }
+}
+
 /// The table of the tensors under `root`.
 pub(crate) fn table(values: &Values, storages: &Storages, root: Id) -> Result<Index, FormatError> {
     let (found, mut warnings) = flatten(values, storages, root)?;
@@ -62,12 +77,16 @@ pub(crate) fn table(values: &Values, storages: &Storages, root: Id) -> Result<In
     if let Some(twice) = found.iter().find(|found| !seen.insert(found.name.as_str())) {
         return Err(FormatError::unsupported("two paths give this name").at(&twice.name));
     }
-    let mut subtrees = subtrees(values, &found)?;
-    let found = without_refused(found, &mut subtrees, &mut warnings)?;
+    let parts = parts(values, &found)?;
+    let dropped = refused(&found, &parts, &mut warnings)?;
+    let kept = |part: &Option<usize>| !part.is_some_and(|part| dropped.contains(&part));
+    let found = found.into_iter().map(|found| (parts.of(&found), found)).filter(|(part, _)| kept(part));
+    let views: Result<Vec<_>, _> = found.map(|(part, found)| Ok((part, found.name, found.view?))).collect();
+    let subtrees = parts.list.into_iter().enumerate().filter(|(part, _)| kept(&Some(*part)));
     Ok(Index {
-        tensors: tensors(found, storages.big_endian),
+        tensors: tensors(views?, storages.big_endian),
         metadata: scalars(values, root),
-        subtrees: subtrees.into_iter().map(|(_, subtree)| subtree).collect(),
+        subtrees: subtrees.map(|(_, subtree)| subtree).collect(),
         warnings,
         ..Index::default()
     })
@@ -76,7 +95,7 @@ pub(crate) fn table(values: &Values, storages: &Storages, root: Id) -> Result<In
 /// An empty dictionary is an empty checkpoint; anything else without tensors is no checkpoint.
 fn explain_nothing(values: &Values, root: Id) -> Result<(), FormatError> {
     let mut names: Vec<String> = Vec::new();
-    for value in values.iter() {
+    for (_, value) in values.iter() {
         let Value::Call(call) = value else { continue };
         let name = values.global(call.callable).map(ToString::to_string);
         if let Some(name) = name.filter(|name| name != "collections.OrderedDict" && !names.contains(name)) {
@@ -103,78 +122,66 @@ fn explain_nothing(values: &Values, root: Id) -> Result<(), FormatError> {
 }
 
 /// The root's children that hold tensors, if the root is a training checkpoint and not a model.
-fn subtrees(values: &Values, found: &[Found]) -> Result<Vec<(Step, Subtree)>, FormatError> {
-    let mut parts: Vec<(Step, Subtree, Role)> = Vec::new();
+fn parts(values: &Values, found: &[Found]) -> Result<Parts, FormatError> {
+    let mut parts = Parts::default();
+    let mut roles = Vec::new();
     for step in found.iter().filter(|found| found.nested).filter_map(|found| found.first) {
-        // Tensors of a part follow each other.
-        if parts.last().is_none_or(|(last, ..)| *last != step) {
-            let name = step_text(values, step)?;
-            let role = role(&name);
-            let prefix = format!("{name}.");
-            parts.push((step, Subtree { name, prefix, is_default: false }, role));
+        if parts.by_step.contains_key(&step) {
+            continue;
         }
+        let name = step_text(values, step)?;
+        let prefix = format!("{name}.");
+        parts.by_step.insert(step, roles.len());
+        roles.push(role(&name));
+        parts.list.push(Subtree { name, prefix, is_default: false });
     }
-    let only = parts.len() == 1 && found.iter().all(|found| found.nested);
-    if !only && parts.iter().all(|(_, _, role)| *role == Role::Unknown) {
-        return Ok(Vec::new());
+    let only = roles.len() == 1 && found.iter().all(|found| found.nested);
+    if !only && roles.iter().all(|role| *role == Role::Unknown) {
+        return Ok(Parts::default());
     }
     let candidates = |wanted: &[Role]| {
-        let mut matching = (0..parts.len()).filter(|&part| wanted.contains(&parts[part].2));
+        let mut matching = (0..roles.len()).filter(|&part| wanted.contains(&roles[part]));
         matching.next().map(|first| (first, matching.next().is_none()))
     };
     let chosen = candidates(&[Role::Weights, Role::Unknown]).or_else(|| candidates(&[Role::Average]));
     if let Some((part, true)) = chosen {
-        parts[part].1.is_default = true;
+        parts.list[part].is_default = true;
     }
-    Ok(parts.into_iter().map(|(step, subtree, _)| (step, subtree)).collect())
+    Ok(parts)
 }
 
-/// Fails at a tensor that cannot be read, unless it is in a part that is not the default: such a part is left out whole.
-fn without_refused(
-    found: Vec<Found>,
-    subtrees: &mut Vec<(Step, Subtree)>,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<(Option<Step>, String, View)>, FormatError> {
-    let mut dropped: Vec<Step> = Vec::new();
-    for found in &found {
+/// The parts with a tensor that cannot be read, which are left out whole; an error if such a tensor is not in a part,
+/// or in the default one, or if there is none.
+fn refused(found: &[Found], parts: &Parts, warnings: &mut Vec<String>) -> Result<HashSet<usize>, FormatError> {
+    let mut dropped = HashSet::new();
+    let has_default = parts.list.iter().any(|part| part.is_default);
+    for found in found {
         let Err(error) = &found.view else { continue };
-        let part = subtrees.iter().position(|(step, part)| Some(*step) == found.first && !part.is_default);
-        let has_default = subtrees.iter().any(|(_, part)| part.is_default);
-        match part {
-            Some(part) if has_default => {
-                let (step, part) = subtrees.remove(part);
-                warnings.push(format!("`{}` is left out: {error}", part.name));
-                dropped.push(step);
+        match parts.of(found) {
+            Some(part) if has_default && !parts.list[part].is_default => {
+                if dropped.insert(part) {
+                    warnings.push(format!("`{}` is left out: {error}", parts.list[part].name));
+                }
             }
-            _ if found.first.is_some_and(|step| dropped.contains(&step)) => {}
             _ => return Err(error.clone()),
         }
     }
-    let kept = found.into_iter().filter(|found| !found.first.is_some_and(|step| dropped.contains(&step)));
-    // Sets of tensors are told apart only where there are such.
-    let group = |found: &Found| found.first.filter(|step| subtrees.iter().any(|(part, _)| part == step));
-    kept.map(|found| Ok((group(&found), found.name, found.view?))).collect()
+    Ok(dropped)
 }
 
 /// Rows in the order of their bytes, the later of two equal views of a storage as an alias of the earlier.
 ///
 /// Tensors of different parts of a checkpoint are not tied to each other, so that each part can be taken alone.
-fn tensors(found: Vec<(Option<Step>, String, View)>, big_endian: bool) -> Vec<TensorInfo> {
-    let mut groups: Vec<Option<Step>> = Vec::new();
-    let mut firsts: HashMap<(usize, View), String> = HashMap::with_capacity(found.len());
-    let mut rows: Vec<(u64, TensorInfo)> = Vec::with_capacity(found.len());
-    for (group, name, view) in found {
-        let group = groups.iter().position(|known| *known == group).unwrap_or_else(|| {
-            groups.push(group);
-            groups.len() - 1
-        });
+fn tensors(views: Vec<(Option<usize>, String, View)>, big_endian: bool) -> Vec<TensorInfo> {
+    let mut firsts: HashMap<(Option<usize>, View), String> = HashMap::with_capacity(views.len());
+    let mut rows: Vec<(u64, TensorInfo)> = Vec::with_capacity(views.len());
+    for (part, name, view) in views {
         let (start, data) = (view.start(), view.data());
         let (dtype, shape) = (view.dtype, view.shape.clone());
-        let tied = firsts.get(&(group, view.clone())).cloned();
-        let (order, data) = match tied {
-            Some(first) => (u64::MAX, Data::Alias(first)),
-            None => {
-                firsts.insert((group, view), name.clone());
+        let (order, data) = match firsts.entry((part, view)) {
+            Entry::Occupied(first) => (u64::MAX, Data::Alias(first.get().clone())),
+            Entry::Vacant(vacant) => {
+                vacant.insert(name.clone());
                 (start, data)
             }
         };

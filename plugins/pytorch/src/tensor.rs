@@ -86,7 +86,7 @@ fn recipe(function: &Global) -> Option<Recipe> {
 pub(crate) fn is_tensor(values: &Values, storages: &Storages, id: Id) -> bool {
     match values.get(id) {
         Value::Call(call) => values.global(call.callable).and_then(recipe).is_some(),
-        Value::Persistent(key) => key_text(values, *key).is_some_and(|key| storages.tensors.contains_key(&key)),
+        Value::Persistent(key) => values.key(*key).is_some_and(|key| storages.tensors.contains_key(&key)),
         _ => false,
     }
 }
@@ -94,7 +94,7 @@ pub(crate) fn is_tensor(values: &Values, storages: &Storages, id: Id) -> bool {
 /// The tensor that a call or persistent id stands for.
 pub(crate) fn view(values: &Values, storages: &Storages, id: Id) -> Result<View, FormatError> {
     if let Value::Persistent(key) = values.get(id) {
-        let known = key_text(values, *key).and_then(|key| storages.tensors.get(&key)).cloned();
+        let known = values.key(*key).and_then(|key| storages.tensors.get(&key)).cloned();
         return known.ok_or_else(|| FormatError::corrupt("the file holds no tensor under its key"));
     }
     let Some((call, Some(function), mut args)) = values.call(id) else {
@@ -163,6 +163,9 @@ fn tensor(values: &Values, storages: &Storages, args: &[Id], typed: bool) -> Res
 
 /// Lazy views say that their elements have another sign than the stored ones.
 fn refuse_bits(values: &Values, metadata: Id) -> Result<(), FormatError> {
+    if values.entries(metadata).is_some_and(|entries| entries.len() > MAX_DIMENSIONS) {
+        return Err(FormatError::corrupt("it has more properties than any tensor"));
+    }
     for (bit, method) in [("neg", "resolve_neg()"), ("conj", "resolve_conj()")] {
         if values.entry(metadata, bit).is_some_and(|id| !matches!(values.get(id), Value::Bool(false))) {
             return Err(FormatError::unsupported(format!("its {bit} bit is set: the stored signs are not its own"))
@@ -178,16 +181,8 @@ fn numbers(values: &Values, id: Id) -> Option<Vec<u64>> {
         Some((_, Some(size), [items])) if size.name == "Size" => values.sequence(*items)?,
         _ => values.sequence(id)?,
     };
-    items.iter().map(|id| values.unsigned(*id)).collect()
-}
-
-/// A key as text, however it was written.
-fn key_text(values: &Values, id: Id) -> Option<String> {
-    match values.get(id) {
-        Value::Text(text) => Some(text.to_string()),
-        Value::Int(int) => Some(int.to_string()),
-        _ => None,
-    }
+    // One number too many is enough to be refused.
+    items.iter().take(MAX_DIMENSIONS + 1).map(|id| values.unsigned(*id)).collect()
 }
 
 impl Storages {
@@ -201,7 +196,7 @@ impl Storages {
         let class = values.global(*class).ok_or_else(malformed)?;
         let dtype = from_storage(&class.name).filter(|_| class.module.split('.').next() == Some("torch"));
         let dtype = dtype.ok_or_else(|| FormatError::unsupported(format!("storages of {class} are not supported")))?;
-        let key = key_text(values, *key).ok_or_else(malformed)?;
+        let key = values.key(*key).ok_or_else(malformed)?;
         Ok(Some((key, dtype, values.unsigned(*numel).ok_or_else(malformed)?)))
     }
 

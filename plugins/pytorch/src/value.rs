@@ -6,7 +6,7 @@
 use std::fmt;
 
 /// Which value: an index into [`Values`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Id(u32);
 
 /// A Python object.
@@ -101,8 +101,29 @@ impl Values {
         &mut self.0[id.index()]
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Value> {
-        self.0.iter()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Id, &Value)> {
+        self.0.iter().enumerate().map(|(index, value)| (Id(index as u32), value))
+    }
+
+    /// Calls `visit` with everything that a value refers to, whatever it means.
+    pub(crate) fn references(&self, id: Id, mut visit: impl FnMut(Id)) {
+        let pairs = |entries: &[(Id, Id)], visit: &mut dyn FnMut(Id)| {
+            for (key, value) in entries {
+                visit(*key);
+                visit(*value);
+            }
+        };
+        match self.get(id) {
+            Value::List(items) | Value::Set(items) => items.iter().copied().for_each(visit),
+            Value::Tuple(items) => items.iter().copied().for_each(visit),
+            Value::Dict(entries) => pairs(entries, &mut visit),
+            Value::Call(call) => {
+                pairs(&call.entries, &mut visit);
+                let parts = [call.callable, call.args].into_iter().chain(call.state);
+                parts.chain(call.elements.iter().copied()).for_each(visit);
+            }
+            _ => {}
+        }
     }
 
     pub(crate) fn text(&self, id: Id) -> Option<&str> {
@@ -116,6 +137,15 @@ impl Values {
     pub(crate) fn unsigned(&self, id: Id) -> Option<u64> {
         match self.get(id) {
             Value::Int(int) => u64::try_from(*int).ok(),
+            _ => None,
+        }
+    }
+
+    /// A storage's key as text, however it was written.
+    pub(crate) fn key(&self, id: Id) -> Option<String> {
+        match self.get(id) {
+            Value::Text(text) => Some(text.to_string()),
+            Value::Int(int) => Some(int.to_string()),
             _ => None,
         }
     }

@@ -53,19 +53,18 @@ fn scale_and_offset(x: &[f32; 32]) -> (f32, f32) {
     let low = x.iter().fold(0.0, |low, &x| if x < low { x } else { low });
     let high = x.iter().fold(low, |high, &x| if x > high { x } else { high });
     let (ones, sum_x) = ([1.0; 32], dot(x, &[1.0; 32]));
-    let mut best = (f32::INFINITY, 0.0, -low);
+    let flat = x.map(|x| x - low);
+    let mut best = (dot(&flat, &flat), 0.0, -low);
     for step in -TRIES..=TRIES {
         let per_code = (15.0 + APART * step as f32) * inverse(high - low);
         let codes = x.map(|x| code((x - low) * per_code, 0.0, 15.0));
         let (sum, squares, products) = (dot(&codes, &ones), dot(&codes, &codes), dot(&codes, x));
         let determinant = 32.0 * squares - sum * sum;
-        if determinant <= 0.0 {
-            continue;
-        }
         let mut a = (32.0 * products - sum_x * sum) / determinant;
         let mut b = (sum * products - squares * sum_x) / determinant;
-        if b < 0.0 {
-            (a, b) = (products / squares, 0.0);
+        // It is 0 if all codes are the same.
+        if determinant <= 0.0 || b < 0.0 {
+            (a, b) = (products * inverse(squares), 0.0);
         }
         let errors: [f32; 32] = std::array::from_fn(|i| a * codes[i] - b - x[i]);
         let error = dot(&errors, &errors);
@@ -94,11 +93,21 @@ fn scale(x: &[f32; 16]) -> f32 {
     best.1
 }
 
-/// Rounded to binary16, and what that is.
+/// Rounded to the nearest binary16, and what that is.
 #[inline(always)]
 fn rounded(value: f32) -> ([u8; 2], f32) {
     let bytes = F16::from_f32(value);
     (bytes, F16::to_f32(bytes))
+}
+
+/// Rounded away from zero, so that a quotient by it is not larger than one by `value`.
+///
+/// Scales of scales are often below 2⁻¹⁴, where binary16 has few bits left.
+#[inline(always)]
+fn rounded_away(value: f32) -> ([u8; 2], f32) {
+    let (bytes, near) = rounded(value);
+    let away = u16::from_le_bytes(bytes) + u16::from(near.abs() < value.abs());
+    (away.to_le_bytes(), F16::to_f32(away.to_le_bytes()))
 }
 
 pub(super) fn q4_k(x: &[f32; 256], out: &mut [u8; 144]) {
@@ -109,10 +118,10 @@ pub(super) fn q4_k(x: &[f32; 256], out: &mut [u8; 144]) {
     }
     let most = |of: fn(&(f32, f32)) -> f32| wanted.iter().map(of).fold(0.0, f32::max);
     let (most_a, most_b) = (most(|w| w.0), most(|w| w.1));
-    let (inverse_a, inverse_b) = (63.0 * inverse(most_a), 63.0 * inverse(most_b));
-    let small = wanted.map(|(a, b)| (code(a * inverse_a, 0.0, 63.0), code(b * inverse_b, 0.0, 63.0)));
+    let (mut d, mut m) = (rounded_away(most_a / 63.0), rounded_away(most_b / 63.0));
+    let (per_a, per_b) = (inverse(d.1), inverse(m.1));
+    let small = wanted.map(|(a, b)| (code(a * per_a, 0.0, 63.0), code(b * per_b, 0.0, 63.0)));
 
-    let (mut d, mut m) = (rounded(most_a / 63.0), rounded(most_b / 63.0));
     let mut codes = codes_4(groups, &small, d.1, m.1);
     // x ≈ d·(s·q) − m·t once more, for all groups at once and with the codes as they are.
     let (mut uu, mut uv, mut vv, mut ux, mut vx) = (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -177,10 +186,10 @@ pub(super) fn q6_k(x: &[f32; 256], out: &mut [u8; 210]) {
         *wanted = scale(group);
     }
     let far = wanted.iter().fold(0.0, |far, &a| if a.abs() > f32::abs(far) { a } else { far });
-    let per_scale = -128.0 * inverse(far);
+    let mut d = rounded_away(far / -128.0);
+    let per_scale = inverse(d.1);
     let small = wanted.map(|a| code(a * per_scale, -128.0, 127.0));
 
-    let mut d = rounded(inverse(per_scale));
     let mut codes = codes_6(groups, &small, d.1);
     let (mut uu, mut ux) = (0.0, 0.0);
     for ((group, codes), s) in groups.iter().zip(&codes).zip(small) {

@@ -27,7 +27,7 @@ fn trits<const BYTES: usize>(packed: &[u8; BYTES], d: f32, out: &mut [f32]) {
     let mut power = 1u8;
     for out in out.as_chunks_mut::<BYTES>().0 {
         for (out, byte) in out.iter_mut().zip(packed) {
-            let trit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+            let trit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
             *out = d * centred(trit as u8, 1);
         }
         power = power.wrapping_mul(3);

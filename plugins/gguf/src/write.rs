@@ -1,0 +1,98 @@
+//! The header of a new file, and where its tensors go.
+
+use crate::{MAGIC, MAX_DIMENSIONS, MAX_NAME, SPLIT, TIED, VERSION, read, types, value};
+use ckptmerge_format::{Fault, FormatError, Metadata, Segment, TensorSpec, WritePlan};
+use std::collections::HashSet;
+
+const ARCHITECTURE: &str = "general.architecture";
+const GENERAL: &str = "general.";
+
+pub(crate) fn plan(tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
+    let alignment = read::alignment(metadata)?;
+    let stored = || tensors.iter().filter(|tensor| tensor.alias_of.is_none());
+
+    let mut pairs: Vec<(String, &str)> = metadata
+        .iter()
+        .filter(|(key, _)| !key.starts_with(SPLIT))
+        .map(|(key, text)| (key.clone(), text.as_str()))
+        .collect();
+    pairs.sort_by_key(|(key, _)| (key != ARCHITECTURE, !key.starts_with(GENERAL)));
+    for tensor in tensors {
+        if let Some(target) = &tensor.alias_of {
+            let key = format!("{TIED}{}", tensor.name);
+            pairs.retain(|pair| pair.0 != key);
+            pairs.push((key, target));
+        }
+    }
+
+    let mut header = Vec::from(MAGIC);
+    header.extend(VERSION.to_le_bytes());
+    header.extend((stored().count() as u64).to_le_bytes());
+    header.extend((pairs.len() as u64).to_le_bytes());
+    for (key, text) in pairs {
+        value::write_string(key.as_bytes(), &mut header);
+        value::write(text, &mut header).map_err(|why| {
+            FormatError::corrupt(format!("key `{key}`: {why}")).hint("text that begins with `gguf:` has a type")
+        })?;
+    }
+
+    let mut names = HashSet::new();
+    let mut end = 0u64;
+    let mut offsets = vec![None; tensors.len()];
+    let mut gaps = Vec::new();
+    for (tensor, offset) in tensors.iter().zip(&mut offsets) {
+        if !names.insert(tensor.name.as_str()) {
+            return Err(FormatError::corrupt("two tensors would have this name").at(&tensor.name));
+        }
+        if tensor.alias_of.is_some() {
+            continue;
+        }
+        let length = entry(tensor, end, &mut header).map_err(|error| error.at(&tensor.name))?;
+        *offset = Some(end);
+        let too_long = || FormatError::new(Fault::Limit, "the file's length overflows 64 bits").at(&tensor.name);
+        let stop = end.checked_add(length).ok_or_else(too_long)?;
+        end = stop.checked_next_multiple_of(alignment).ok_or_else(too_long)?;
+        gaps.push((stop, end - stop));
+    }
+
+    header.resize(header.len().next_multiple_of(alignment as usize), 0);
+    let start = header.len() as u64;
+    let length =
+        start.checked_add(end).ok_or_else(|| FormatError::new(Fault::Limit, "the file's length overflows 64 bits"))?;
+    offsets.iter_mut().flatten().for_each(|offset| *offset += start);
+    let mut segments = vec![Segment { offset: 0, bytes: header }];
+    let gaps = gaps.into_iter().filter(|gap| gap.1 > 0);
+    segments.extend(gaps.map(|(at, bytes)| Segment { offset: start + at, bytes: vec![0; bytes as usize] }));
+    Ok(WritePlan::new(length, segments, offsets))
+}
+
+/// Appends a tensor's entry, and gives the bytes of its elements.
+fn entry(tensor: &TensorSpec, offset: u64, header: &mut Vec<u8>) -> Result<u64, FormatError> {
+    let TensorSpec { name, dtype, shape, .. } = tensor;
+    let limit = |message: String| FormatError::new(Fault::Limit, message);
+    if name.len() > MAX_NAME {
+        let message = format!("the name has {} bytes; GGUF allows {MAX_NAME}", name.len());
+        return Err(limit(message).hint("rename it"));
+    }
+    if shape.len() > MAX_DIMENSIONS as usize {
+        let message = format!("shape {shape:?} has {} dimensions; GGUF allows {MAX_DIMENSIONS}", shape.len());
+        return Err(limit(message).hint("join some of them"));
+    }
+    let id = types::id(*dtype).ok_or_else(|| FormatError::unsupported(format!("GGUF has no type {dtype}")))?;
+    let (&last, block) = (shape.last().unwrap_or(&1), dtype.block_elements());
+    if !last.is_multiple_of(block) {
+        let message = format!("its rows of {last} elements are not whole blocks of {block} {dtype}");
+        return Err(FormatError::unsupported(message).hint("choose another type for it"));
+    }
+    let elements = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+    let bytes =
+        elements.and_then(|n| dtype.size_of(n)).ok_or_else(|| limit("its size overflows 64 bits".to_owned()))?;
+
+    value::write_string(name.as_bytes(), header);
+    let shape = if shape.is_empty() { &[1] } else { shape.as_slice() };
+    header.extend((shape.len() as u32).to_le_bytes());
+    shape.iter().rev().for_each(|n| header.extend(n.to_le_bytes()));
+    header.extend(id.to_le_bytes());
+    header.extend(offset.to_le_bytes());
+    Ok(bytes)
+}

@@ -1,0 +1,142 @@
+//! The zip layout, since torch 1.6: `NAME/data.pkl` and one stored entry `NAME/data/KEY` for each storage.
+//!
+//! TorchScript archives have the same entries and code next to them, which is not looked at. Sizes and places come from
+//! the central directory; entries that are compressed, encrypted, outside the file or on top of each other are refused.
+
+use crate::input::Input;
+use crate::machine::unpickle;
+use crate::table::table;
+use crate::tensor::Storages;
+use ckptmerge_format::{Extent, Fault, FormatError, Index, Metadata, Reader, Source};
+use std::collections::HashMap;
+use std::io::BufReader;
+use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
+
+/// The longest pickle that is read, in bytes. A thousand tensors take 0.1 MB.
+pub(crate) const MAX_PICKLE: u64 = 512 << 20;
+/// The longest of our own metadata, in bytes.
+const MAX_METADATA: u64 = 100_000_000;
+/// The entry that holds metadata, which torch has no place for; torch ignores entries that it does not know.
+pub(crate) const METADATA: &str = "ckptmerge_metadata.json";
+
+/// An entry of the archive.
+struct Entry {
+    name: String,
+    /// Where its local header is.
+    header: u64,
+    extent: Extent,
+    /// Why its bytes cannot be used as they are.
+    unusable: Option<String>,
+}
+
+/// The table of a zip archive.
+pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
+    let entries = entries(source)?;
+    let mut pickles = entries.iter().filter_map(|entry| {
+        let folder = entry.name.strip_suffix("/data.pkl")?;
+        (!folder.contains('/')).then_some(folder)
+    });
+    let folder = pickles.next().ok_or_else(|| {
+        FormatError::unsupported("a zip archive without `data.pkl`, which is no checkpoint that torch.save writes")
+    })?;
+    if pickles.next().is_some() {
+        return Err(FormatError::corrupt("the archive holds more than one `data.pkl`"));
+    }
+    let prefix = format!("{folder}/");
+    let named: HashMap<&str, &Entry> =
+        entries.iter().filter_map(|entry| Some((entry.name.strip_prefix(&prefix)?, entry))).collect();
+    let usable = |name: &str| {
+        named.get(name).map(|entry| match &entry.unusable {
+            None => Ok(entry.extent),
+            Some(reason) => Err(FormatError::unsupported(format!("the entry `{}` {reason}", entry.name))),
+        })
+    };
+
+    let mut storages = Storages::default();
+    for name in named.keys() {
+        if let (Some(key), Some(extent)) = (name.strip_prefix("data/"), usable(name)) {
+            storages.extents.insert(key.to_owned(), extent?);
+        }
+    }
+    if let Some(extent) = usable("byteorder") {
+        storages.big_endian = match read(source, extent?, 16)?.trim_ascii() {
+            b"little" => false,
+            b"big" => true,
+            other => {
+                let order = String::from_utf8_lossy(other);
+                return Err(FormatError::unsupported(format!("the byte order {order:?} is not known")));
+            }
+        };
+    }
+    let pickle = usable("data.pkl").ok_or_else(|| FormatError::corrupt("`data.pkl` is gone"))??;
+    if pickle.length > MAX_PICKLE {
+        let message = format!("`data.pkl` has {} bytes; {MAX_PICKLE} are allowed", pickle.length);
+        return Err(FormatError::new(Fault::Limit, message));
+    }
+    let (values, root) = unpickle(&mut Input::new(source, pickle.offset, pickle.offset + pickle.length))?;
+    let mut index = table(&values, &storages, root)?;
+    if let Some(extent) = usable(METADATA) {
+        let json = read(source, extent?, MAX_METADATA)?;
+        let own: Metadata = serde_json::from_slice(&json)
+            .map_err(|error| FormatError::corrupt(format!("`{METADATA}` is not text pairs in JSON: {error}")))?;
+        index.metadata.extend(own);
+    }
+    Ok(index)
+}
+
+/// All entries, in the order of their bytes.
+fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
+    let mut archive = ZipArchive::new(BufReader::new(Reader::new(source))).map_err(zip_error)?;
+    let mut entries = Vec::with_capacity(archive.len());
+    for number in 0..archive.len() {
+        let entry = archive.by_index_raw(number).map_err(zip_error)?;
+        let name = entry.name().map_err(zip_error)?.into_owned();
+        let length = entry.compressed_size();
+        let offset = entry.data_start().ok_or_else(|| FormatError::corrupt(format!("`{name}` has no data")))?;
+        if offset.checked_add(length).is_none_or(|end| end > source.len()) {
+            return Err(FormatError::corrupt(format!("`{name}` ends behind the end of the file: it is cut short")));
+        }
+        let unusable = if entry.encrypted() {
+            Some("is encrypted".to_owned())
+        } else if entry.compression() != CompressionMethod::Stored {
+            Some("is compressed, which torch.save never does".to_owned())
+        } else if entry.size() != length {
+            Some(format!("is said to hold {} bytes in {length}", entry.size()))
+        } else {
+            None
+        };
+        entries.push(Entry { name, header: entry.header_start(), extent: Extent { offset, length }, unusable });
+    }
+    entries.sort_by_key(|entry| entry.header);
+    for pair in entries.windows(2) {
+        let [before, after] = pair else { continue };
+        if before.extent.offset + before.extent.length > after.header {
+            let message = format!("the entries `{}` and `{}` overlap", before.name, after.name);
+            return Err(FormatError::corrupt(message));
+        }
+    }
+    Ok(entries)
+}
+
+/// All bytes of an entry of at most `limit` bytes.
+fn read(source: &dyn Source, extent: Extent, limit: u64) -> Result<Vec<u8>, FormatError> {
+    if extent.length > limit {
+        let message = format!("an entry has {} bytes; {limit} are allowed", extent.length);
+        return Err(FormatError::new(Fault::Limit, message));
+    }
+    let mut bytes = vec![0; extent.length as usize];
+    source.read_at(extent.offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn zip_error(error: ZipError) -> FormatError {
+    let message = format!("the zip archive is damaged or cut short: {error}");
+    match error {
+        ZipError::Io(error) => match error.downcast::<FormatError>() {
+            Ok(error) => error,
+            Err(_) => FormatError::corrupt(message),
+        },
+        _ => FormatError::corrupt(message),
+    }
+}
