@@ -25,6 +25,12 @@ pub(super) fn detect(file: &DataFile) -> Result<&'static dyn Format> {
             }
             [0x80, 2..=5, ..] => "this is a Python pickle (old PyTorch .ckpt?), which cannot be read yet".to_owned(),
             [b'G', b'G', b'U', b'F', ..] => "this is a GGUF file, which cannot be read yet".to_owned(),
+            _ if head.starts_with(b"version https://git-lfs") => {
+                "this is a Git LFS pointer and not the file it stands for: fetch it with `git lfs pull`".to_owned()
+            }
+            _ if head.trim_ascii_start().starts_with(b"<") => {
+                "this is a web page, as a download that was refused leaves".to_owned()
+            }
             _ => "its content is of no known format".to_owned(),
         };
         let known: Vec<_> = FORMATS.iter().map(|format| format.id()).collect();

@@ -64,6 +64,11 @@ pub struct Part {
 }
 
 impl Part {
+    /// Whether the files are called as libraries call a folder's weights.
+    pub(crate) fn has_usual_name(&self) -> bool {
+        STEMS.contains(&self.stem.as_str())
+    }
+
     /// The prefix of this part's tensor names.
     #[must_use]
     pub fn prefix(&self) -> String {
@@ -277,7 +282,11 @@ fn base_name(name: &str) -> bool {
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let size = std::fs::metadata(path).map_err(Error::io("open", path))?.len();
+    let kind = std::fs::metadata(path).map_err(Error::io("open", path))?;
+    if !kind.is_file() {
+        return Err(Error::model(path, "is not a regular file"));
+    }
+    let size = kind.len();
     if size > INDEX_LIMIT {
         return Err(Error::model(path, format!("has {size} bytes, more than the {INDEX_LIMIT} read of such a file")));
     }

@@ -15,7 +15,7 @@ pub(crate) use layout::{is_weights, read_json, walk_all};
 
 use crate::error::{Error, Result};
 use ckptmerge_format::{DType, Data, FormatError, Index, Metadata};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -102,9 +102,8 @@ impl Checkpoint {
                 let format = formats::detect(&file)?;
                 checkpoint.format = format.id();
                 let index = formats::index(format, &file)?;
-                if let Some(missing) =
-                    expected.iter().flatten().find(|name| !index.tensors.iter().any(|t| t.name == **name))
-                {
+                let held: HashSet<&str> = index.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+                if let Some(missing) = expected.iter().flatten().find(|name| !held.contains(name.as_str())) {
                     let message = "the index says that this shard holds it, but it does not";
                     let source = FormatError::corrupt(message).at(missing);
                     return Err(Error::Format { path: path.clone(), source });
@@ -243,7 +242,7 @@ impl Checkpoint {
     /// blocks of 4 KiB. It is not a digest of every byte, so that taking it costs no pass over the files.
     ///
     /// # Errors
-    /// [`Error::Format`] if a block cannot be read.
+    /// [`Error::Changed`] if a file no longer has a block, [`Error::Io`] if the system would not read it.
     pub fn fingerprint(&self) -> Result<String> {
         fingerprint::of(&self.files)
     }

@@ -1,7 +1,7 @@
 //! A plan carried out: files laid out, filled and put in place together.
 
 use super::{Operation, Plan, Planned, Recipe};
-use crate::checkpoint::{self, FORMATS, Layout, by_extension, is_weights};
+use crate::checkpoint::{self, FORMATS, Layout, Part, by_extension, is_weights};
 use crate::error::{Bytes, Error, Result};
 use crate::merge::CopyKernel;
 use crate::output::{StagedFile, StagedFolder};
@@ -66,7 +66,7 @@ impl Plan<'_> {
     /// Whether `target` becomes a folder: if it is to have shards, or is named as one, or a model is a folder and the
     /// target's name is not that of a file.
     fn makes_folder(&self, target: &Target) -> Result<bool> {
-        let names_file = by_extension(&target.path).is_some() && !target.path.is_dir();
+        let names_file = by_extension(&target.path).is_some() && !target.names_folder();
         let several_parts = self.models.reference().layout().parts.len() > 1;
         match (names_file, target.shard_size.is_some(), several_parts) {
             (true, true, _) => {
@@ -87,7 +87,7 @@ impl Plan<'_> {
     /// # Errors
     /// As [`Self::emit`], so far as it can be told without reading data.
     pub fn predict(&self, target: &Target, settings: &Settings) -> Result<Prediction> {
-        let files = self.lay_out(target, &Metadata::new())?;
+        let files = self.lay_out(target, &self.metadata()?)?;
         let items: Vec<_> = files.weights.iter().flat_map(|file| file.items()).collect();
         Ok(Prediction {
             read: Bytes(items.iter().flat_map(|item| &item.inputs).map(|input| input.tensor.bytes).sum()),
@@ -355,14 +355,17 @@ impl OutputFile<'_, '_> {
     }
 }
 
-/// That nothing would be lost if the folder were replaced: all in it is weights of the model it holds, or is written
-/// anew.
+/// That nothing would be lost if the folder were replaced: all in it is written anew, or is weights of the model it
+/// holds under the names that libraries give them.
 fn check_replaceable(folder: &Path, written: &BTreeSet<PathBuf>) -> Result<()> {
     if !folder.is_dir() {
         return Ok(());
     }
     let known: BTreeSet<PathBuf> = Layout::resolve(folder)
-        .map(|layout| layout.parts.into_iter().flat_map(|part| part.files).map(|(file, _)| file).collect())
+        .map(|layout| {
+            let usual = layout.parts.into_iter().filter(Part::has_usual_name);
+            usual.flat_map(|part| part.files).map(|(file, _)| file).collect()
+        })
         .unwrap_or_default();
     let mut strangers = Vec::new();
     checkpoint::walk_all(folder, &mut |relative| {

@@ -6,7 +6,7 @@ use crate::dtype::{DType, Kind, Simd};
 use crate::error::{Error, Mismatch, Result};
 use crate::merge::{Blend, BlendKernel, Terms};
 use crate::stream::{self, Control, Group, Settings};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Everything a merge will do.
 pub struct Plan<'a> {
@@ -77,10 +77,21 @@ impl<'a> Plan<'a> {
         if !planner.mismatches.is_empty() {
             return Err(Error::Mismatch(planner.mismatches));
         }
+        keep_ties_typed(&mut tensors);
         if tensors.is_empty() {
             return Err(Error::Recipe("nothing is left to write: no tensor is in every model".to_owned()));
         }
         Ok(Self { models, recipe, tensors, left_out: planner.left_out })
+    }
+}
+
+/// Gives tied tensors the type of what they are tied to, which may be another than in the inputs.
+fn keep_ties_typed(tensors: &mut [Planned<'_>]) {
+    let dtypes: HashMap<String, DType> = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype)).collect();
+    for tensor in tensors {
+        if let Operation::Alias(target) = &tensor.operation {
+            tensor.dtype = dtypes.get(target).copied().unwrap_or(tensor.dtype);
+        }
     }
 }
 

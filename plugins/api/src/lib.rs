@@ -13,7 +13,7 @@ mod index;
 mod write;
 
 pub use dtype::{DType, Kind};
-pub use error::{Fault, FormatError};
+pub use error::{Fault, FormatError, printable};
 pub use index::{Data, Extent, Index, Metadata, Source, TensorInfo};
 pub use write::{Segment, TensorSpec, WritePlan};
 
