@@ -3,7 +3,7 @@
 //! A message names the file and the tensor, and says what to do next where that is known. An error is handled once:
 //! whoever reports it does not pass it on.
 
-use ckptmerge_format::FormatError;
+use ckptmerge_format::{FormatError, printable};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -100,14 +100,15 @@ impl Error {
     }
 
     pub(crate) fn model(path: &Path, message: impl Into<String>) -> Self {
-        Self::Model { path: path.to_owned(), message: message.into() }
+        Self::Model { path: path.to_owned(), message: printable(&message.into()) }
     }
 
     /// An [`Error::Unknown`] that suggests the closest of `known`.
     pub(crate) fn unknown<'a>(what: &'static str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        let lower = name.to_lowercase();
         let nearest = known
             .into_iter()
-            .map(|candidate| (strsim::normalized_damerau_levenshtein(name, candidate), candidate))
+            .map(|candidate| (strsim::normalized_damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
             .filter(|(similarity, _)| *similarity >= 0.5)
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .map(|(_, candidate)| candidate.to_owned());
@@ -126,7 +127,7 @@ pub struct Mismatch {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}`: {}", self.tensor, self.problem)
+        write!(f, "`{}`: {}", printable(&self.tensor), printable(&self.problem))
     }
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Everything here is a hint or has a plain fallback: on a system without it, results are the same and slower.
 
-#![cfg_attr(target_os = "linux", expect(unsafe_code, reason = "mincore and sync_file_range have no safe wrapper"))]
+#![cfg_attr(
+    any(target_os = "linux", feature = "cli"),
+    expect(unsafe_code, reason = "mincore, sync_file_range and signal have no safe wrapper")
+)]
 
 use std::fs::File;
 use std::io;
@@ -100,6 +103,13 @@ pub(crate) fn available_memory() -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
+}
+
+/// Makes writing past a limit on file sizes an error of the write instead of the end of the process.
+#[cfg(feature = "cli")]
+pub(crate) fn survive_file_size_limits() {
+    // SAFETY: ignoring a signal runs no code of ours, and only the binary does it, before it starts threads.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Puts `from` in the place of `to` and `to` in that of `from`, in one step.

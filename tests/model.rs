@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 /// What a test returns.
 pub(crate) type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -53,7 +54,7 @@ impl Model {
     /// Adds a tensor of the given bytes.
     pub(crate) fn raw(mut self, name: &str, dtype: DType, shape: &[u64], bytes: Vec<u8>) -> Self {
         let elements: u64 = shape.iter().product();
-        assert_eq!(elements * u64::from(dtype.bits()), bytes.len() as u64 * 8, "{name} {dtype} {shape:?}");
+        assert_eq!(dtype.size_of(elements), Some(bytes.len() as u64), "{name} {dtype} {shape:?}");
         self.tensors.push((name.to_owned(), Tensor { dtype, shape: shape.to_vec(), bytes }));
         self
     }
@@ -199,19 +200,24 @@ pub(crate) fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     }
 }
 
-/// The element of a type that is nearest to a number.
+/// The element of a type that is nearest to a number, of the 16-bit types to the number as an F32.
+///
+/// `half` 2.7 drops the lower half of an f64 before it rounds, so ties would go the wrong way.
 pub(crate) fn encode(dtype: DType, value: f64) -> Vec<u8> {
     match dtype {
         DType::F64 => value.to_le_bytes().to_vec(),
         DType::F32 => (value as f32).to_le_bytes().to_vec(),
-        DType::F16 => half::f16::from_f64(value).to_le_bytes().to_vec(),
-        DType::BF16 => half::bf16::from_f64(value).to_le_bytes().to_vec(),
+        DType::F16 => half::f16::from_f32(value as f32).to_le_bytes().to_vec(),
+        DType::BF16 => half::bf16::from_f32(value as f32).to_le_bytes().to_vec(),
         DType::I64 => (value as i64).to_le_bytes().to_vec(),
         DType::U8 | DType::Bool => vec![value as u8],
         DType::F8E4M3 | DType::F8E5M2 => {
-            let distance = |code: u8| (eight_bits(dtype, code) - value).abs();
-            let finite = (0..=u8::MAX).filter(|code| distance(*code).is_finite());
-            finite.min_by(|a, b| distance(*a).total_cmp(&distance(*b))).into_iter().collect()
+            static CODES: [OnceLock<Vec<f64>>; 2] = [const { OnceLock::new() }; 2];
+            let numbers = CODES[usize::from(dtype == DType::F8E4M3)]
+                .get_or_init(|| (0..=u8::MAX).map(|code| eight_bits(dtype, code)).collect());
+            let distance = |code: &u8| (numbers[usize::from(*code)] - value).abs();
+            let finite = (0..=u8::MAX).filter(|code| distance(code).is_finite());
+            finite.min_by(|a, b| distance(a).total_cmp(&distance(b))).into_iter().collect()
         }
         other => panic!("no test makes numbers of {other}"),
     }

@@ -3,11 +3,13 @@
 use super::file::DataFile;
 use crate::error::{Error, Result};
 use ckptmerge_format::{DType, Data, Format, FormatError, HEAD, Index, Source};
+use ckptmerge_format_numpy::{Npy, Npz};
+use ckptmerge_format_pytorch::PyTorch;
 use ckptmerge_format_safetensors::Safetensors;
 use std::path::Path;
 
 /// Every format that is built in, most specific first.
-pub static FORMATS: &[&dyn Format] = &[&Safetensors];
+pub static FORMATS: &[&dyn Format] = &[&Safetensors, &Npz, &PyTorch, &Npy];
 
 /// The format of an open file, told by its content.
 ///
@@ -25,6 +27,12 @@ pub(super) fn detect(file: &DataFile) -> Result<&'static dyn Format> {
             }
             [0x80, 2..=5, ..] => "this is a Python pickle (old PyTorch .ckpt?), which cannot be read yet".to_owned(),
             [b'G', b'G', b'U', b'F', ..] => "this is a GGUF file, which cannot be read yet".to_owned(),
+            _ if head.starts_with(b"version https://git-lfs") => {
+                "this is a Git LFS pointer and not the file it stands for: fetch it with `git lfs pull`".to_owned()
+            }
+            _ if head.trim_ascii_start().starts_with(b"<") => {
+                "this is a web page, as a download that was refused leaves".to_owned()
+            }
             _ => "its content is of no known format".to_owned(),
         };
         let known: Vec<_> = FORMATS.iter().map(|format| format.id()).collect();

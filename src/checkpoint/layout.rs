@@ -72,6 +72,11 @@ pub struct Part {
 }
 
 impl Part {
+    /// Whether the files are called as libraries call a folder's weights.
+    pub(crate) fn has_usual_name(&self) -> bool {
+        NAMES.iter().any(|(stem, _)| *stem == self.stem)
+    }
+
     /// The prefix of this part's tensor names.
     #[must_use]
     pub fn prefix(&self) -> String {
@@ -338,7 +343,11 @@ pub(super) fn is_base_name(name: &str) -> bool {
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let size = std::fs::metadata(path).map_err(Error::io("open", path))?.len();
+    let kind = std::fs::metadata(path).map_err(Error::io("open", path))?;
+    if !kind.is_file() {
+        return Err(Error::model(path, "is not a regular file"));
+    }
+    let size = kind.len();
     if size > INDEX_LIMIT {
         return Err(Error::model(path, format!("has {size} bytes, more than the {INDEX_LIMIT} read of such a file")));
     }

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use ckptmerge_format::{DType, Data, FormatError, Index, Metadata, Pieces, TensorInfo};
 use gather::Gather;
 use spill::Spill;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -48,6 +48,12 @@ pub struct OpenOptions {
     pub select: Option<String>,
     /// The type of elements of which a file says only the width, as NumPy's do of bfloat16.
     pub assume: Option<DType>,
+}
+
+impl From<IoMode> for OpenOptions {
+    fn from(io: IoMode) -> Self {
+        Self { io, ..Self::default() }
+    }
 }
 
 /// A tensor of a checkpoint: where its elements are, checked.
@@ -180,8 +186,8 @@ impl Checkpoint {
                 let choice = select::apply(path, &mut index, options.select.as_deref())?;
                 checkpoint.notes.extend(choice);
                 checkpoint.warnings.extend(index.warnings.drain(..).map(|text| format!("{}: {text}", path.display())));
-                let missing = |name: &&String| !index.tensors.iter().any(|t| t.name == **name);
-                if let Some(missing) = expected.iter().flatten().find(missing) {
+                let held: HashSet<&str> = index.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+                if let Some(missing) = expected.iter().flatten().find(|name| !held.contains(name.as_str())) {
                     let message = "the index says that this shard holds it, but it does not";
                     let source = FormatError::corrupt(message).at(missing);
                     return Err(Error::Format { path: path.clone(), source });
@@ -379,7 +385,7 @@ impl Checkpoint {
     /// blocks of 4 KiB. It is not a digest of every byte, so that taking it costs no pass over the files.
     ///
     /// # Errors
-    /// [`Error::Format`] if a block cannot be read.
+    /// [`Error::Changed`] if a file no longer has a block, [`Error::Io`] if the system would not read it.
     pub fn fingerprint(&self) -> Result<String> {
         fingerprint::of(&self.files)
     }

@@ -23,10 +23,10 @@ pub(super) struct Diff {
     /// The second model
     second: PathBuf,
     /// Elements count as equal if |a − b| ≤ ATOL + RTOL·|b|
-    #[arg(long, value_name = "ATOL", default_value_t = 0.0, value_parser = tolerance)]
+    #[arg(long, value_name = "ATOL", default_value_t = 0.0, value_parser = tolerance, allow_negative_numbers = true)]
     atol: f64,
     /// See --atol
-    #[arg(long, value_name = "RTOL", default_value_t = 0.0, value_parser = tolerance)]
+    #[arg(long, value_name = "RTOL", default_value_t = 0.0, value_parser = tolerance, allow_negative_numbers = true)]
     rtol: f64,
     /// List equal tensors as well
     #[arg(long)]

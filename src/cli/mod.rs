@@ -16,6 +16,7 @@ mod report;
 use crate::checkpoint::{IoMode, OpenOptions};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
+use crate::os;
 use crate::stream::Settings;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use report::Report;
@@ -157,12 +158,17 @@ fn command() -> clap::Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    os::survive_file_size_limits();
     match cli.command.run(&cli.common) {
         Ok(code) => code,
         Err(error) => {
-            // `{:#}` prints the whole chain on one line.
-            eprintln!("error: {error:#}");
-            match error.downcast_ref::<Error>() {
+            let ours = error.downcast_ref::<Error>();
+            match ours {
+                // Our messages have their causes in them.
+                Some(error) => eprintln!("error: {error}"),
+                None => eprintln!("error: {error:#}"),
+            }
+            match ours {
                 Some(Error::Recipe(_) | Error::Unknown { .. }) => ExitCode::from(2),
                 // As shells report a program that SIGINT ended.
                 Some(Error::Interrupted) => ExitCode::from(130),

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::stream::Control;
+use ckptmerge_format::printable;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -93,7 +94,7 @@ pub(super) fn table(headings: &[&str], right: &[&str], rows: impl IntoIterator<I
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headings.iter().copied());
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     for (index, heading) in headings.iter().enumerate() {
         if let Some(column) = table.column_mut(index) {

@@ -136,10 +136,11 @@ fn elements_in(dtype: DType, bytes: usize) -> usize {
 /// If `bytes` are not those of `elements` elements.
 #[track_caller]
 fn check(dtype: DType, bytes: &[u8], elements: usize) {
-    let wanted = dtype.size_of(elements as u64);
+    let wanted = elements / dtype.block_elements() as usize * dtype.block_bytes() as usize;
+    let whole = elements.is_multiple_of(dtype.block_elements() as usize);
     assert!(
-        wanted == Some(bytes.len() as u64),
-        "{elements} {dtype} elements take {wanted:?} bytes, not {}",
+        bytes.len() == wanted && whole,
+        "{elements} {dtype} elements take {wanted} bytes, not {}, and come in whole blocks",
         bytes.len()
     );
 }

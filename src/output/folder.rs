@@ -3,7 +3,7 @@
 use super::{StagedFile, check_space, parent, remove, remove_abandoned, sync_folder, temp_name};
 use crate::error::{Error, Result};
 use crate::os;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// A folder that is being filled and is not yet there.
@@ -31,11 +31,7 @@ impl StagedFolder {
         remove_abandoned(parent(&target), &target);
         check_space(parent(&target), &target, length)?;
         let temp = temp_name(&target);
-        std::fs::create_dir(&temp).map_err(Error::io("create", &temp))?;
-        let lock = File::open(&temp).map_err(Error::io("open", &temp))?;
-        // A file system without locks loses only the cleaning up after killed runs.
-        let _ = lock.try_lock();
-        Ok(Self { _lock: lock, temp, target })
+        Ok(Self { _lock: create_locked(&temp)?, temp, target })
     }
 
     /// Begins a file of `length` bytes in the folder.
@@ -103,6 +99,25 @@ impl StagedFolder {
 impl Drop for StagedFolder {
     fn drop(&mut self) {
         remove(&self.temp);
+    }
+}
+
+/// Makes a folder that did not exist, locked for as long as the handle lives.
+fn create_locked(path: &Path) -> Result<File> {
+    let mut tries = 100;
+    loop {
+        std::fs::create_dir(path).map_err(Error::io("create", path))?;
+        let lock = File::open(path).map_err(Error::io("open", path))?;
+        // Before it was locked, another run's cleaning may have taken it for abandoned. A file system without locks
+        // loses only the cleaning up after killed runs.
+        let is_taken = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+        while is_taken && path.exists() && tries > 0 {
+            tries -= 1;
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        if path.exists() {
+            return Ok(lock);
+        }
     }
 }
 

@@ -51,11 +51,14 @@ impl StagedFile {
 
     fn allocate(&self, length: u64) -> Result<()> {
         os::allocate(&self.file, length).map_err(|error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Error::NoSpace {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace {
                 path: self.target.clone(),
                 needed: Bytes(length),
                 available: Bytes(os::free_space(parent(&self.target)).unwrap_or(0)),
             },
+            io::ErrorKind::FileTooLarge => {
+                Error::output(&self.target, format!("files of {} are not allowed here (see ulimit -f)", Bytes(length)))
+            }
             _ => Error::io("set space aside for", &self.target)(error),
         })
     }

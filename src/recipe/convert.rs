@@ -3,7 +3,7 @@
 //! A tensor whose type stays is copied bit for bit. One that changes is decoded, multiplied by its scales if it is an
 //! 8-bit float that has some, and rounded once.
 
-use super::plan::scale_of;
+use super::plan::{keep_ties_typed, scale_of};
 use super::{Operation, Plan, Planned};
 use crate::checkpoint::{Checkpoint, Tensor, TensorView};
 use crate::dtype::{self, DType, Kind, Simd};
@@ -98,8 +98,10 @@ impl Conversion {
         }
         let mut metadata = model.metadata().clone();
         metadata.extend(self.metadata.iter().cloned());
+        let mut tensors: Vec<Planned<'_>> = tensors.into_iter().map(|(_, planned)| planned).collect();
+        keep_ties_typed(&mut tensors);
         Ok(Plan {
-            tensors: tensors.into_iter().map(|(_, planned)| planned).collect(),
+            tensors,
             left_out,
             kept_as,
             metadata,

@@ -2,7 +2,7 @@
 
 use super::files::{Files, OutputFile};
 use super::{Operation, Plan, Planned};
-use crate::checkpoint::{self, FORMATS, Layout, by_extension, is_weights};
+use crate::checkpoint::{self, FORMATS, Layout, Part, by_extension, is_weights};
 use crate::error::{Bytes, Error, Result};
 use crate::output::{StagedFile, StagedFolder};
 use crate::stream::{self, Control, Settings};
@@ -55,7 +55,7 @@ impl Plan<'_> {
     /// Whether `target` becomes a folder: if it is to have shards, or is named as one, or a model is a folder and the
     /// target's name is not that of a file.
     fn makes_folder(&self, target: &Target) -> Result<bool> {
-        let names_file = by_extension(&target.path).is_some() && !target.path.is_dir();
+        let names_file = by_extension(&target.path).is_some() && !target.names_folder();
         let several_parts = self.reference.layout().parts.len() > 1;
         match (names_file, target.shard_size.is_some(), several_parts) {
             (true, true, _) => {
@@ -170,14 +170,17 @@ impl Plan<'_> {
     }
 }
 
-/// That nothing would be lost if the folder were replaced: all in it is weights of the model it holds, or is written
-/// anew.
+/// That nothing would be lost if the folder were replaced: all in it is written anew, or is weights of the model it
+/// holds under the names that libraries give them.
 fn check_replaceable(folder: &Path, written: &BTreeSet<PathBuf>) -> Result<()> {
     if !folder.is_dir() {
         return Ok(());
     }
     let known: BTreeSet<PathBuf> = Layout::resolve(folder)
-        .map(|layout| layout.parts.into_iter().flat_map(|part| part.files).map(|(file, _)| file).collect())
+        .map(|layout| {
+            let usual = layout.parts.into_iter().filter(Part::has_usual_name);
+            usual.flat_map(|part| part.files).map(|(file, _)| file).collect()
+        })
         .unwrap_or_default();
     let mut strangers = Vec::new();
     checkpoint::walk_all(folder, &mut |relative| {

@@ -7,7 +7,7 @@ use crate::error::{Error, Mismatch, Result};
 use crate::merge::{Blend, BlendKernel, ScaleKernel, Terms};
 use crate::stream::{self, Control, Group, Settings};
 use ckptmerge_format::Metadata;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// Everything that is known of an output before any of it is written: of a merge, or of a conversion.
 pub struct Plan<'a> {
@@ -86,6 +86,7 @@ impl<'a> Plan<'a> {
         if !planner.mismatches.is_empty() {
             return Err(Error::Mismatch(planner.mismatches));
         }
+        keep_ties_typed(&mut tensors);
         if tensors.is_empty() {
             return Err(Error::Recipe("nothing is left to write: no tensor is in every model".to_owned()));
         }
@@ -98,6 +99,16 @@ impl<'a> Plan<'a> {
             reference: models.reference(),
             frame: models.frame(),
         })
+    }
+}
+
+/// Gives tied tensors the type of what they are tied to, which may be another than in the inputs.
+pub(super) fn keep_ties_typed(tensors: &mut [Planned<'_>]) {
+    let dtypes: HashMap<String, DType> = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype)).collect();
+    for tensor in tensors {
+        if let Operation::Alias(target) = &tensor.operation {
+            tensor.dtype = dtypes.get(target).copied().unwrap_or(tensor.dtype);
+        }
     }
 }
 

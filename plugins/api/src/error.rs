@@ -16,7 +16,7 @@ pub enum Fault {
 
 /// A format's answer when it has no table to give. The host adds the file's path.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{}{message}{}", tensor_prefix(.tensor), hint_suffix(.hint))]
+#[error("{}{}{}", tensor_prefix(.tensor), printable(.message), hint_suffix(.hint))]
 #[non_exhaustive]
 pub struct FormatError {
     /// Whose fault it is.
@@ -30,11 +30,33 @@ pub struct FormatError {
 }
 
 fn tensor_prefix(tensor: &Option<String>) -> String {
-    tensor.as_ref().map(|name| format!("tensor `{name}`: ")).unwrap_or_default()
+    tensor.as_ref().map(|name| format!("tensor `{}`: ", printable(name))).unwrap_or_default()
 }
 
 fn hint_suffix(hint: &Option<String>) -> String {
     hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default()
+}
+
+/// How much of a text from a file is shown, in characters.
+const SHOWN: usize = 300;
+
+/// A text from a file, fit to be shown: control characters, which can command a terminal, are escaped, and long texts
+/// are cut.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let mut shown = String::new();
+    for (index, character) in text.chars().enumerate() {
+        if index == SHOWN {
+            shown.push('…');
+            break;
+        }
+        if character.is_control() {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
 }
 
 impl FormatError {
@@ -68,5 +90,19 @@ impl FormatError {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_files_cannot_command_a_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb"), "a\\u{1b}[2Jb");
+        assert_eq!(printable("größe"), "größe");
+        assert_eq!(printable(&"x".repeat(1000)).chars().count(), SHOWN + 1);
+        let error = FormatError::corrupt("is wrong").at("a\nb").hint("mend it");
+        assert_eq!(error.to_string(), "tensor `a\\nb`: is wrong; mend it");
     }
 }

@@ -14,7 +14,7 @@ mod reader;
 mod write;
 
 pub use dtype::{DType, Kind};
-pub use error::{Fault, FormatError};
+pub use error::{Fault, FormatError, printable};
 pub use index::{Data, Extent, Index, Metadata, Piece, Pieces, Source, Subtree, TensorInfo};
 pub use reader::Reader;
 pub use write::{Segment, TensorSpec, WritePlan};

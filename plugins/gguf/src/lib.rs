@@ -20,8 +20,7 @@
 //! *Writing*: version 3, little-endian, tensors in the order given, each padded to the alignment, as ggml demands. The
 //! key `general.architecture` comes first, then those that begin with `general.`, then all others; those that begin
 //! with `split.` are left out, for one file is written. No key is added, though llama.cpp needs some. A scalar becomes
-//! a tensor of one dimension and one element, as ggml has no scalars. A tied tensor is not stored: the key
-//! `ckptmerge.tied.NAME` says which tensor it is, and reading turns that into a tied tensor again.
+//! a tensor of one dimension and one element, as ggml has no scalars. Tensors cannot be tied.
 //!
 //! *Metadata*: strings are plain text; values of other types are text that begins with `gguf:` and a type, such as
 //! `gguf:u32:32000` or `gguf:arr[str]:["a","b"]`. Writing turns them back into what they were, bit for bit.
@@ -55,8 +54,6 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 /// What keys begin with that say which part of a split model a file is.
 const SPLIT: &str = "split.";
-/// What keys begin with that say which tensor another one is tied to.
-const TIED: &str = "ckptmerge.tied.";
 
 /// The GGUF format.
 #[derive(Clone, Copy, Debug, Default)]

@@ -1,8 +1,8 @@
 //! The header, read with every length checked before anything is made of it.
 
-use crate::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_HEADER, TIED, types, value};
+use crate::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, MAX_HEADER, types, value};
 use ckptmerge_format::{Data, Extent, Fault, FormatError, Index, Kind, Metadata, Source, TensorInfo};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 /// The fewest bytes of a tensor's entry: name's length, number of dimensions, type and offset.
 const MIN_TENSOR: u64 = 8 + 4 + 4 + 8;
@@ -140,8 +140,7 @@ pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
     }
     let start = cursor.position().next_multiple_of(alignment);
     place(&mut entries, start, alignment, source.len())?;
-    let mut tensors: Vec<TensorInfo> = entries.into_iter().map(|entry| entry.info).collect();
-    tied(&mut tensors, &mut metadata);
+    let tensors = entries.into_iter().map(|entry| entry.info).collect();
     Ok(Index { tensors, metadata, ..Index::default() })
 }
 
@@ -237,19 +236,4 @@ fn place(entries: &mut [Entry], start: u64, alignment: u64, length: u64) -> Resu
         info.data = Data::Dense(Extent { offset: start + *offset, length: *bytes });
     }
     Ok(())
-}
-
-/// Turns the keys of tied tensors, as `plan_write` leaves them, into tensors.
-fn tied(tensors: &mut Vec<TensorInfo>, metadata: &mut Metadata) {
-    let stored: HashMap<&str, &TensorInfo> = tensors.iter().map(|info| (info.name.as_str(), info)).collect();
-    let mut aliases = Vec::new();
-    metadata.retain(|key, target| {
-        let name = key.strip_prefix(TIED).filter(|name| !stored.contains_key(name));
-        let Some((name, other)) = name.zip(stored.get(target.as_str())) else { return true };
-        let mut info = TensorInfo::new(name, other.dtype, other.shape.clone(), Data::Alias(target.clone()));
-        info.big_endian = other.big_endian;
-        aliases.push(info);
-        false
-    });
-    tensors.append(&mut aliases);
 }

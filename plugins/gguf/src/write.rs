@@ -1,6 +1,6 @@
 //! The header of a new file, and where its tensors go.
 
-use crate::{MAGIC, MAX_DIMENSIONS, MAX_NAME, SPLIT, TIED, VERSION, read, types, value};
+use crate::{MAGIC, MAX_DIMENSIONS, MAX_HEADER, MAX_NAME, SPLIT, VERSION, read, types, value};
 use ckptmerge_format::{Fault, FormatError, Metadata, Segment, TensorSpec, WritePlan};
 use std::collections::HashSet;
 
@@ -9,25 +9,12 @@ const GENERAL: &str = "general.";
 
 pub(crate) fn plan(tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
     let alignment = read::alignment(metadata)?;
-    let stored = || tensors.iter().filter(|tensor| tensor.alias_of.is_none());
-
-    let mut pairs: Vec<(String, &str)> = metadata
-        .iter()
-        .filter(|(key, _)| !key.starts_with(SPLIT))
-        .map(|(key, text)| (key.clone(), text.as_str()))
-        .collect();
-    pairs.sort_by_key(|(key, _)| (key != ARCHITECTURE, !key.starts_with(GENERAL)));
-    for tensor in tensors {
-        if let Some(target) = &tensor.alias_of {
-            let key = format!("{TIED}{}", tensor.name);
-            pairs.retain(|pair| pair.0 != key);
-            pairs.push((key, target));
-        }
-    }
+    let mut pairs: Vec<(&String, &String)> = metadata.iter().filter(|pair| !pair.0.starts_with(SPLIT)).collect();
+    pairs.sort_by_key(|(key, _)| (*key != ARCHITECTURE, !key.starts_with(GENERAL)));
 
     let mut header = Vec::from(MAGIC);
     header.extend(VERSION.to_le_bytes());
-    header.extend((stored().count() as u64).to_le_bytes());
+    header.extend((tensors.len() as u64).to_le_bytes());
     header.extend((pairs.len() as u64).to_le_bytes());
     for (key, text) in pairs {
         value::write_string(key.as_bytes(), &mut header);
@@ -38,17 +25,18 @@ pub(crate) fn plan(tensors: &[TensorSpec], metadata: &Metadata) -> Result<WriteP
 
     let mut names = HashSet::new();
     let mut end = 0u64;
-    let mut offsets = vec![None; tensors.len()];
+    let mut offsets = Vec::with_capacity(tensors.len());
     let mut gaps = Vec::new();
-    for (tensor, offset) in tensors.iter().zip(&mut offsets) {
+    for tensor in tensors {
         if !names.insert(tensor.name.as_str()) {
             return Err(FormatError::corrupt("two tensors would have this name").at(&tensor.name));
         }
         if tensor.alias_of.is_some() {
-            continue;
+            let message = "GGUF has no way to tie it to another";
+            return Err(FormatError::unsupported(message).at(&tensor.name).hint("store a copy of its elements"));
         }
         let length = entry(tensor, end, &mut header).map_err(|error| error.at(&tensor.name))?;
-        *offset = Some(end);
+        offsets.push(Some(end));
         let too_long = || FormatError::new(Fault::Limit, "the file's length overflows 64 bits").at(&tensor.name);
         let stop = end.checked_add(length).ok_or_else(too_long)?;
         end = stop.checked_next_multiple_of(alignment).ok_or_else(too_long)?;
@@ -57,6 +45,10 @@ pub(crate) fn plan(tensors: &[TensorSpec], metadata: &Metadata) -> Result<WriteP
 
     header.resize(header.len().next_multiple_of(alignment as usize), 0);
     let start = header.len() as u64;
+    if start > MAX_HEADER {
+        let message = format!("the header would be {start} bytes; {MAX_HEADER} are read again");
+        return Err(FormatError::new(Fault::Limit, message).hint("leave out metadata"));
+    }
     let length =
         start.checked_add(end).ok_or_else(|| FormatError::new(Fault::Limit, "the file's length overflows 64 bits"))?;
     offsets.iter_mut().flatten().for_each(|offset| *offset += start);

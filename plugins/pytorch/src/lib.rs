@@ -15,10 +15,12 @@ mod flatten;
 mod input;
 mod legacy;
 mod machine;
+mod pickle;
 mod table;
 mod tar;
 mod tensor;
 mod value;
+mod write;
 
 /// The layouts of `torch.save`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,18 +63,18 @@ impl Format for PyTorch {
         dtype::to_torch(dtype).is_some()
     }
 
-    fn plan_write(&self, _tensors: &[TensorSpec], _metadata: &Metadata) -> Result<WritePlan, FormatError> {
-        Err(FormatError::unsupported("x"))
+    fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
+        write::plan(tensors, metadata, None)
     }
 
     fn finish_write(
         &self,
         _plan: &WritePlan,
-        _tensors: &[TensorSpec],
-        _metadata: &Metadata,
-        _crc32: &[u32],
+        tensors: &[TensorSpec],
+        metadata: &Metadata,
+        crc32: &[u32],
     ) -> Result<Vec<Segment>, FormatError> {
-        Ok(Vec::new())
+        write::plan(tensors, metadata, Some(crc32)).map(|plan| plan.segments)
     }
 }
 

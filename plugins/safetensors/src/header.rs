@@ -1,9 +1,9 @@
 //! The JSON header, read with duplicates kept and every fault named.
 
 use crate::{METADATA, crate_dtype};
-use ckptmerge_format::{DType, FormatError, Metadata};
+use ckptmerge_format::{DType, Fault, FormatError, Metadata};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-use std::collections::HashMap;
 use std::fmt;
 
 /// One tensor of the header; `start..end` are relative to the data.
@@ -16,18 +16,21 @@ pub(crate) struct Entry {
     pub(crate) end: u64,
 }
 
-/// A JSON object with every key it was written with, repeated ones too.
-struct Pairs(Vec<(String, Value)>);
+/// The longest description of one tensor that is read, in bytes. Honest ones take a hundred or so.
+const MAX_ENTRY: usize = 64 << 10;
 
-impl<'de> serde::Deserialize<'de> for Pairs {
+/// A JSON object with every key it was written with, repeated ones too, its values as they stand in the text.
+struct Pairs<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> serde::Deserialize<'de> for Pairs<'de> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Pairs;
+            type Value = Pairs<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of tensors")
             }
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Pairs<'de>, A::Error> {
                 let mut pairs = Vec::new();
                 while let Some(pair) = map.next_entry()? {
                     pairs.push(pair);
@@ -50,11 +53,11 @@ pub(crate) fn parse(json: &[u8]) -> Result<(Vec<Entry>, Metadata), FormatError> 
     let mut entries: Vec<Entry> = Vec::with_capacity(pairs.len());
     for (name, value) in pairs {
         if name == METADATA {
-            if metadata.replace(text(value)?).is_some() {
+            if metadata.replace(text(value.get())?).is_some() {
                 return Err(FormatError::corrupt("`__metadata__` stands twice in the header"));
             }
         } else {
-            entries.push(entry(name, &value)?);
+            entries.push(entry(name, value.get())?);
         }
     }
     let mut seen = std::collections::HashSet::with_capacity(entries.len());
@@ -65,26 +68,36 @@ pub(crate) fn parse(json: &[u8]) -> Result<(Vec<Entry>, Metadata), FormatError> 
     Ok((entries, metadata.unwrap_or_default()))
 }
 
-fn text(value: Value) -> Result<Metadata, FormatError> {
-    let Value::Object(pairs) = value else {
-        return Err(FormatError::corrupt("`__metadata__` is not an object"));
-    };
+fn text(json: &str) -> Result<Metadata, FormatError> {
+    let Pairs(pairs) =
+        serde_json::from_str(json).map_err(|_| FormatError::corrupt("`__metadata__` is not an object"))?;
     pairs
         .into_iter()
-        .map(|(key, value)| match value {
-            Value::String(value) => Ok((key, value)),
-            other => Err(FormatError::corrupt(format!("`__metadata__` may hold only text, but `{key}` is {other}"))),
+        .map(|(key, value)| match serde_json::from_str(value.get()) {
+            Ok(text) => Ok((key, text)),
+            Err(_) => {
+                Err(FormatError::corrupt(format!("`__metadata__` may hold only text, but `{key}` is {}", value.get())))
+            }
         })
         .collect()
 }
 
-fn entry(name: String, value: &Value) -> Result<Entry, FormatError> {
+fn entry(name: String, json: &str) -> Result<Entry, FormatError> {
+    if json.len() > MAX_ENTRY {
+        let message = format!("its description takes {} bytes; {MAX_ENTRY} are read", json.len());
+        return Err(FormatError::new(Fault::Limit, message).at(&name));
+    }
+    // The text was found valid as a whole.
+    let value: Value = serde_json::from_str(json)
+        .map_err(|error| FormatError::corrupt(format!("its description is not valid JSON: {error}")).at(&name))?;
     let parts = || {
         let fields = value.as_object().ok_or("the entry is not an object")?;
         let dtype = field(fields, "dtype")?.as_str().ok_or("`dtype` is not text")?;
         let shape = numbers(field(fields, "shape")?).ok_or("`shape` is not a list of sizes")?;
         let offsets = numbers(field(fields, "data_offsets")?).ok_or("`data_offsets` is not a pair of offsets")?;
-        let [start, end] = offsets[..] else { return Err("`data_offsets` is not a pair of offsets") };
+        let [start, end] = offsets[..] else {
+            return Err("`data_offsets` is not a pair of offsets");
+        };
         if end < start {
             return Err("`data_offsets` end before they start");
         }
@@ -110,7 +123,7 @@ fn numbers(value: &Value) -> Option<Vec<u64>> {
 }
 
 /// Checks that the tensors fill `available` bytes of data with neither gap nor overlap.
-pub(crate) fn validate(entries: &[Entry], metadata: &Metadata, available: u64) -> Result<(), FormatError> {
+pub(crate) fn validate(json: &[u8], entries: &[Entry], available: u64) -> Result<(), FormatError> {
     let mut end = 0;
     for entry in entries {
         let wrong = |message: String| Err(FormatError::corrupt(message).at(&entry.name));
@@ -120,7 +133,9 @@ pub(crate) fn validate(entries: &[Entry], metadata: &Metadata, available: u64) -
         }
         let bytes = entry.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).and_then(|n| entry.dtype.size_of(n));
         match bytes {
-            None => return wrong(format!("{} of shape {:?} has no size in whole bytes", entry.dtype, entry.shape)),
+            None => {
+                return wrong(format!("{} of shape {:?} has no size in whole bytes", entry.dtype, entry.shape));
+            }
             Some(bytes) if bytes != entry.end - entry.start => {
                 return wrong(format!(
                     "{} of shape {:?} takes {bytes} bytes, but {} are given",
@@ -141,25 +156,12 @@ pub(crate) fn validate(entries: &[Entry], metadata: &Metadata, available: u64) -
     if end < available {
         return Err(FormatError::corrupt(format!("{} bytes follow the last tensor", available - end)));
     }
-    judged_by_the_crate(entries, metadata)
+    judged_by_the_crate(json)
 }
 
-/// The reference implementation's own verdict, so that we never accept what it refuses.
-fn judged_by_the_crate(entries: &[Entry], metadata: &Metadata) -> Result<(), FormatError> {
-    let size = |n: u64| usize::try_from(n).map_err(|_| FormatError::corrupt("a size does not fit this machine"));
-    let tensors = entries
-        .iter()
-        .map(|entry| {
-            let info = safetensors::tensor::TensorInfo {
-                dtype: crate_dtype(entry.dtype)?,
-                shape: entry.shape.iter().map(|&n| size(n)).collect::<Result<_, _>>()?,
-                data_offsets: (size(entry.start)?, size(entry.end)?),
-            };
-            Ok((entry.name.clone(), info))
-        })
-        .collect::<Result<Vec<_>, FormatError>>()?;
-    let text: HashMap<_, _> = metadata.clone().into_iter().collect();
-    safetensors::tensor::Metadata::new(Some(text), tensors)
+/// The reference implementation's own verdict on the same bytes, so that we never accept what it refuses.
+fn judged_by_the_crate(json: &[u8]) -> Result<(), FormatError> {
+    serde_json::from_slice::<safetensors::tensor::Metadata>(json)
         .map(drop)
-        .map_err(|error| FormatError::corrupt(error.to_string()))
+        .map_err(|error| FormatError::corrupt(format!("the header is not valid: {error}")))
 }

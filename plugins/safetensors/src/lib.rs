@@ -46,26 +46,30 @@ impl Format for Safetensors {
     fn recognises(&self, head: &[u8], len: u64) -> bool {
         // A length that fits, and an object behind it. A file cut inside its header is still recognised when the
         // length is plausible, so that it is reported as damaged rather than as unknown.
-        let Some((length, rest)) = head.split_first_chunk::<8>() else { return false };
+        let Some((length, rest)) = head.split_first_chunk::<8>() else {
+            return false;
+        };
         let length = u64::from_le_bytes(*length);
         let plausible = length <= len.max(MAX_HEADER);
         plausible && rest.first().map_or(len == LENGTH, |&byte| byte == b'{')
     }
 
     fn index(&self, source: &dyn Source) -> Result<Index, FormatError> {
-        let (entries, metadata, data_start) = read_header(source)?;
+        let json = read_header(source)?;
+        let (entries, metadata) = header::parse(&json)?;
+        let data_start = LENGTH + json.len() as u64;
         if metadata.contains_key(DCP_SHARDING_INFO) {
             return Err(FormatError::unsupported(
                 "this file holds slices of tensors, written by torch.distributed.checkpoint's HuggingFaceStorageWriter",
             )
             .hint("join the shards first with torch.distributed.checkpoint's consolidate_safetensors_files"));
         }
-        header::validate(&entries, &metadata, source.len() - data_start)?;
+        header::validate(&json, &entries, source.len() - data_start)?;
 
         let by_name: HashMap<&str, &Entry> = entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
-        let (aliases, metadata): (Metadata, Metadata) = metadata
-            .into_iter()
-            .partition(|(key, target)| by_name.contains_key(target.as_str()) && !by_name.contains_key(key.as_str()));
+        let (aliases, metadata): (Metadata, Metadata) = metadata.into_iter().partition(|(key, target)| {
+            key != METADATA && by_name.contains_key(target.as_str()) && !by_name.contains_key(key.as_str())
+        });
         let mut tensors: Vec<TensorInfo> = Vec::with_capacity(entries.len() + aliases.len());
         tensors.extend(entries.iter().map(|entry| {
             let extent = Extent { offset: data_start + entry.start, length: entry.end - entry.start };
@@ -92,8 +96,18 @@ impl Format for Safetensors {
         let mut order: Vec<usize> = (0..tensors.len()).filter(|&i| tensors[i].alias_of.is_none()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(tensors[i].dtype.bytes().unwrap_or(0)));
 
+        let dense: HashMap<&str, &TensorSpec> =
+            order.iter().map(|&i| (tensors[i].name.as_str(), &tensors[i])).collect();
         let mut text = Map::new();
-        text.extend(metadata.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))));
+        for (key, value) in metadata {
+            if key == DCP_SHARDING_INFO
+                || key != METADATA && dense.contains_key(value.as_str()) && !dense.contains_key(key.as_str())
+            {
+                return Err(FormatError::unsupported(format!("the text `{key}` would be read as more than text"))
+                    .hint("leave it out or rename it"));
+            }
+            text.insert(key.clone(), Value::from(value.as_str()));
+        }
         for tensor in tensors {
             if tensor.name == METADATA {
                 return Err(FormatError::unsupported("safetensors reserves this name")
@@ -101,7 +115,19 @@ impl Format for Safetensors {
                     .hint("rename it"));
             }
             if let Some(target) = &tensor.alias_of {
-                text.insert(tensor.name.clone(), Value::from(target.as_str()));
+                if dense.get(target.as_str()).is_none_or(|t| (t.dtype, &t.shape) != (tensor.dtype, &tensor.shape)) {
+                    let message =
+                        format!("it is tied to `{target}`, which is not written with the same type and shape");
+                    return Err(FormatError::unsupported(message).at(&tensor.name));
+                }
+                let twice = text.insert(tensor.name.clone(), Value::from(target.as_str())).is_some();
+                if twice || dense.contains_key(tensor.name.as_str()) || tensor.name == DCP_SHARDING_INFO {
+                    return Err(FormatError::unsupported(
+                        "the name of a tied tensor is taken by another tensor or text",
+                    )
+                    .at(&tensor.name)
+                    .hint("rename it"));
+                }
             }
         }
 
@@ -137,15 +163,18 @@ impl Format for Safetensors {
         }
         bytes.splice(0..0, length.to_le_bytes());
         let data_start = bytes.len() as u64;
+        let length = data_start
+            .checked_add(end)
+            .ok_or_else(|| FormatError::new(Fault::Limit, "the tensors together take more than 64 bits can count"))?;
         for offset in offsets.iter_mut().flatten() {
             *offset += data_start;
         }
-        Ok(WritePlan::new(data_start + end, vec![Segment { offset: 0, bytes }], offsets))
+        Ok(WritePlan::new(length, vec![Segment { offset: 0, bytes }], offsets))
     }
 }
 
-/// The header's entries in the order of their bytes, its text, and where the data starts.
-fn read_header(source: &dyn Source) -> Result<(Vec<Entry>, Metadata, u64), FormatError> {
+/// The header's JSON.
+fn read_header(source: &dyn Source) -> Result<Vec<u8>, FormatError> {
     let available = source.len().checked_sub(LENGTH).ok_or_else(|| {
         FormatError::corrupt(format!("the file has {} bytes; the header's length alone takes {LENGTH}", source.len()))
     })?;
@@ -163,11 +192,10 @@ fn read_header(source: &dyn Source) -> Result<(Vec<Entry>, Metadata, u64), Forma
     }
     let mut json = vec![0; length as usize];
     source.read_at(LENGTH, &mut json)?;
-    let (entries, metadata) = header::parse(&json)?;
-    Ok((entries, metadata, LENGTH + length))
+    Ok(json)
 }
 
-/// The type of the same name in the `safetensors` crate, which validates with it.
+/// The type of the same name in the `safetensors` crate; an error for those it lacks.
 fn crate_dtype(dtype: DType) -> Result<safetensors::Dtype, FormatError> {
     serde_json::from_value(Value::from(dtype.name()))
         .map_err(|_| FormatError::unsupported(format!("safetensors has no type {dtype}")))

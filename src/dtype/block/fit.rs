@@ -54,7 +54,7 @@ fn scale_and_offset(x: &[f32; 32]) -> (f32, f32) {
     let high = x.iter().fold(low, |high, &x| if x > high { x } else { high });
     let (ones, sum_x) = ([1.0; 32], dot(x, &[1.0; 32]));
     let flat = x.map(|x| x - low);
-    let mut best = (dot(&flat, &flat), 0.0, -low);
+    let mut best = (dot(&flat, &flat), 0.0, low.abs());
     for step in -TRIES..=TRIES {
         let per_code = (15.0 + APART * step as f32) * inverse(high - low);
         let codes = x.map(|x| code((x - low) * per_code, 0.0, 15.0));
@@ -186,7 +186,8 @@ pub(super) fn q6_k(x: &[f32; 256], out: &mut [u8; 210]) {
         *wanted = scale(group);
     }
     let far = wanted.iter().fold(0.0, |far, &a| if a.abs() > f32::abs(far) { a } else { far });
-    let mut d = rounded_away(far / -128.0);
+    // Of nothing but zeros the scale is 0, not −0.
+    let mut d = rounded_away(far / -128.0 + 0.0);
     let per_scale = inverse(d.1);
     let small = wanted.map(|a| code(a * per_scale, -128.0, 127.0));
 

@@ -139,6 +139,8 @@ fn fits_keep_what_they_can_hold() {
             assert!(back.iter().all(|back| (back - value).abs() <= value.abs() * 2e-3), "{dtype} of {value}: {back:?}");
         }
     }
+    assert!(quantized_to(DType::Q4_K, &[0.0; 256]).iter().all(|byte| *byte == 0));
+    assert_eq!(quantized_to(DType::Q6_K, &[-0.0; 256])[192..], [0; 18]);
     // Numbers that blocks of one scale hold exactly come back.
     let whole: Vec<f32> = (0..512).map(|i| (i * 7 % 16) as f32).collect();
     assert_eq!(dequantized(DType::Q4_1, &quantized_to(DType::Q4_1, &whole)), whole);
