@@ -187,7 +187,9 @@ fn plugins_depend_only_on_the_interface() -> Outcome {
                 assert!(allowed, "plugins/{plugin} may not depend on {dependency}");
             }
         }
-        for (file, text) in sources(&format!("plugins/{plugin}/src")) {
+        // Tests may open their fixtures.
+        for (file, text) in sources(&format!("plugins/{plugin}/src")).into_iter().filter(|(file, _)| file != "tests.rs")
+        {
             let text = code(&text);
             for word in ["std::fs", "File::", "std::net", "std::process", "std::env", "unsafe "] {
                 assert!(!text.contains(word), "plugins/{plugin}/src/{file} has {word}; formats do no I/O");

@@ -3,13 +3,14 @@
 use super::file::DataFile;
 use crate::error::{Error, Result};
 use ckptmerge_format::{DType, Data, Format, FormatError, HEAD, Index, Source};
+use ckptmerge_format_gguf::Gguf;
 use ckptmerge_format_numpy::{Npy, Npz};
 use ckptmerge_format_pytorch::PyTorch;
 use ckptmerge_format_safetensors::Safetensors;
 use std::path::Path;
 
 /// Every format that is built in, most specific first.
-pub static FORMATS: &[&dyn Format] = &[&Safetensors, &Npz, &PyTorch, &Npy];
+pub static FORMATS: &[&dyn Format] = &[&Safetensors, &Gguf, &Npz, &PyTorch, &Npy];
 
 /// The format of an open file, told by its content.
 ///
@@ -22,11 +23,7 @@ pub(super) fn detect(file: &DataFile) -> Result<&'static dyn Format> {
     FORMATS.iter().find(|format| format.recognises(head, file.length())).copied().ok_or_else(|| {
         let what = match head {
             [] => "the file is empty".to_owned(),
-            [b'P', b'K', 3, 4, ..] => {
-                "this is a zip file (PyTorch .ckpt or NumPy .npz?), which cannot be read yet".to_owned()
-            }
-            [0x80, 2..=5, ..] => "this is a Python pickle (old PyTorch .ckpt?), which cannot be read yet".to_owned(),
-            [b'G', b'G', b'U', b'F', ..] => "this is a GGUF file, which cannot be read yet".to_owned(),
+            [b'P', b'K', 3, 4, ..] => "this zip file is neither of PyTorch nor of NumPy".to_owned(),
             _ if head.starts_with(b"version https://git-lfs") => {
                 "this is a Git LFS pointer and not the file it stands for: fetch it with `git lfs pull`".to_owned()
             }

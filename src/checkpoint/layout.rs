@@ -4,6 +4,7 @@
 //! a stray file beside it is not part of the model.
 
 use crate::error::{Error, Result};
+use ckptmerge_format_gguf::split_files;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -249,7 +250,7 @@ fn part(folder: &Path, name: &str) -> Result<Option<Part>> {
         let has_ending =
             |name: &&String| name.rsplit_once('.').is_some_and(|(stem, end)| end == ending && !stem.is_empty());
         // Of a file in numbered parts the first stands for all.
-        let is_later = |name: &String| split_name(name).is_some_and(|(_, number, _, _)| number > 1);
+        let is_later = |name: &String| split_files(name).is_some_and(|parts| parts.first() != Some(name));
         let singles: Vec<&String> = names.iter().filter(has_ending).filter(|name| !is_later(name)).collect();
         match singles[..] {
             [] => {}
@@ -270,22 +271,10 @@ fn stem_of_index(name: &str) -> &str {
     file.rsplit_once('.').map_or(file, |(stem, _)| stem)
 }
 
-/// A file name of the form `STEM-00001-of-00003.gguf`, as llama.cpp splits files: stem, number, count, ending.
-fn split_name(name: &str) -> Option<(&str, u32, u32, &str)> {
-    let (rest, ending) = name.rsplit_once('.').filter(|(_, ending)| *ending == "gguf")?;
-    let (rest, count) = rest.rsplit_once("-of-")?;
-    let (stem, number) = rest.rsplit_once('-')?;
-    let five_digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    (five_digits(number) && five_digits(count)).then_some(())?;
-    Some((stem, number.parse().ok()?, count.parse().ok()?, ending))
-}
-
 /// All parts of the file at `path`, if it is one of several.
 fn split(path: &Path) -> Result<Vec<PathBuf>> {
-    let name = file_name(path);
-    let Some((stem, _, count, ending)) = split_name(&name) else { return Ok(vec![path.to_owned()]) };
-    let parts = (1..=count).map(|number| path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.{ending}")));
-    let parts: Vec<PathBuf> = parts.collect();
+    let Some(names) = split_files(&file_name(path)) else { return Ok(vec![path.to_owned()]) };
+    let parts: Vec<PathBuf> = names.iter().map(|name| path.with_file_name(name)).collect();
     match parts.iter().find(|part| !part.is_file()) {
         Some(missing) => {
             Err(Error::model(path, format!("its part {} is missing; download it as well", file_name(missing))))

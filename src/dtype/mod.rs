@@ -177,7 +177,8 @@ pub fn decode(simd: Simd, dtype: DType, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         // The one conversion with an instruction of its own; the others are loops that compilers know how to widen.
         DType::F16 => dispatch(simd, DecodeF16 { bytes, out }),
-        _ if dtype.kind() == Kind::Quantized => block::dequantize(dtype, bytes, out),
+        // AVX-512 makes some of the table look-ups slower, and none of the others faster.
+        _ if dtype.kind() == Kind::Quantized => dispatch(simd.min(Simd::Avx2), Dequantize { dtype, bytes, out }),
         _ => by_element!(dtype, elements(simd, bytes, out)),
     }
 }
@@ -249,6 +250,20 @@ impl<A: Copy, B, F: Fn(A) -> B> Kernel for Map<'_, A, B, F> {
         for (to, from) in self.to.iter_mut().zip(self.from) {
             *to = (self.each)(*from);
         }
+    }
+}
+
+/// [`decode`] of blocks.
+struct Dequantize<'a> {
+    dtype: DType,
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Dequantize<'_> {
+    #[inline(always)]
+    fn call<I: Isa>(self, _: I) {
+        block::dequantize(self.dtype, self.bytes, self.out);
     }
 }
 

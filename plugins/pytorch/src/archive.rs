@@ -17,6 +17,8 @@ use zip::{CompressionMethod, ZipArchive};
 pub(crate) const MAX_PICKLE: u64 = 512 << 20;
 /// The longest of our own metadata, in bytes.
 const MAX_METADATA: u64 = 100_000_000;
+/// Bytes that are summed at once.
+const BLOCK: u64 = 1 << 16;
 /// The entry that holds metadata, which torch has no place for; torch ignores entries that it does not know.
 pub(crate) const METADATA: &str = "ckptmerge_metadata.json";
 
@@ -26,6 +28,8 @@ struct Entry {
     /// Where its local header is.
     header: u64,
     extent: Extent,
+    /// The sum of its bytes; 0 where torch was told to leave it out.
+    crc32: u32,
     /// Why its bytes cannot be used as they are.
     unusable: Option<String>,
 }
@@ -54,7 +58,8 @@ pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
     };
 
     let mut storages = Storages::default();
-    for name in named.keys() {
+    for entry in &entries {
+        let name = entry.name.strip_prefix(&prefix).unwrap_or_default();
         if let (Some(key), Some(extent)) = (name.strip_prefix("data/"), usable(name)) {
             storages.extents.insert(key.to_owned(), extent?);
         }
@@ -73,6 +78,10 @@ pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
     if pickle.length > MAX_PICKLE {
         let message = format!("`data.pkl` has {} bytes; {MAX_PICKLE} are allowed", pickle.length);
         return Err(FormatError::new(Fault::Limit, message));
+    }
+    let sum = named.get("data.pkl").map_or(0, |entry| entry.crc32);
+    if sum != 0 && sum != crc32(source, pickle)? {
+        return Err(FormatError::corrupt("`data.pkl` is damaged: it has another CRC-32 than the archive says"));
     }
     let (values, root) = unpickle(&mut Input::new(source, pickle.offset, pickle.offset + pickle.length))?;
     let mut index = table(&values, &storages, root)?;
@@ -106,7 +115,8 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
         } else {
             None
         };
-        entries.push(Entry { name, header: entry.header_start(), extent: Extent { offset, length }, unusable });
+        let (header, crc32) = (entry.header_start(), entry.crc32());
+        entries.push(Entry { name, header, extent: Extent { offset, length }, crc32, unusable });
     }
     entries.sort_by_key(|entry| entry.header);
     for pair in entries.windows(2) {
@@ -128,6 +138,21 @@ fn read(source: &dyn Source, extent: Extent, limit: u64) -> Result<Vec<u8>, Form
     let mut bytes = vec![0; extent.length as usize];
     source.read_at(extent.offset, &mut bytes)?;
     Ok(bytes)
+}
+
+/// The sum of an entry's bytes.
+fn crc32(source: &dyn Source, extent: Extent) -> Result<u32, FormatError> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut block = vec![0; extent.length.min(BLOCK) as usize];
+    let end = extent.offset + extent.length;
+    let mut position = extent.offset;
+    while position < end {
+        let bytes = &mut block[..(end - position).min(BLOCK) as usize];
+        source.read_at(position, bytes)?;
+        hasher.update(bytes);
+        position += bytes.len() as u64;
+    }
+    Ok(hasher.finalize())
 }
 
 fn zip_error(error: ZipError) -> FormatError {

@@ -95,7 +95,10 @@ impl Walk<'_> {
             return self.count(1);
         }
         if self.path.len() >= MAX_DEPTH {
-            return Err(FormatError::new(Fault::Limit, format!("objects lie more than {MAX_DEPTH} deep in each other")));
+            return Err(FormatError::new(
+                Fault::Limit,
+                format!("objects lie more than {MAX_DEPTH} deep in each other"),
+            ));
         }
         let children = self.children(id)?;
         self.on_path[id.index()] = true;
@@ -197,7 +200,8 @@ impl Walk<'_> {
         let values = self.values;
         self.count(values.entries(state).map_or(0, <[_]>::len))?;
         let part = |name| values.entry(state, name);
-        let (Some(parameters), Some(buffers), Some(modules)) = (part("_parameters"), part("_buffers"), part("_modules"))
+        let (Some(parameters), Some(buffers), Some(modules)) =
+            (part("_parameters"), part("_buffers"), part("_modules"))
         else {
             return Ok(None);
         };

@@ -91,8 +91,16 @@ fn is_archive(head: &[u8]) -> bool {
     let Some(slash) = name.iter().position(|byte| *byte == b'/') else { return !complete && head[6] & 8 != 0 };
     let rest = &name[slash + 1..];
     const NAMES: [&[u8]; 10] = [
-        b"data.pkl", b"data/", b"version", b"byteorder", b"constants", b"code/", b".data/", b".format_version",
-        b".storage_alignment", b"extra/",
+        b"data.pkl",
+        b"data/",
+        b"version",
+        b"byteorder",
+        b"constants",
+        b"code/",
+        b".data/",
+        b".format_version",
+        b".storage_alignment",
+        b"extra/",
     ];
     NAMES.iter().any(|known| rest.starts_with(known) || (!complete && known.starts_with(rest)))
 }

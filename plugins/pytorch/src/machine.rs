@@ -273,7 +273,8 @@ impl Machine<'_, '_> {
             }
             b'S' => {
                 let line = self.input.line(MAX_TEXT as usize)?;
-                let quoted = [b'\'', b'"'].iter().find_map(|quote| line.strip_prefix(&[*quote])?.strip_suffix(&[*quote]));
+                let quoted =
+                    [b'\'', b'"'].iter().find_map(|quote| line.strip_prefix(&[*quote])?.strip_suffix(&[*quote]));
                 text_or_bytes(unescape(quoted.ok_or_else(|| self.corrupt("text without quotes"))?, false))
             }
             b'V' => text_or_bytes(unescape(&self.input.line(MAX_TEXT as usize)?, true)),

@@ -26,8 +26,27 @@ enum Role {
 
 /// Names of weights, in lower case; with `_state_dict`, `_state`, `_dict` or `s` behind them too.
 const WEIGHTS: &[&str] = &[
-    "state_dict", "state", "model", "module", "net", "network", "weight", "param", "generator", "discriminator", "g",
-    "d", "netg", "netd", "gen", "disc", "student", "critic", "actor", "unet", "vae",
+    "state_dict",
+    "state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weight",
+    "param",
+    "generator",
+    "discriminator",
+    "g",
+    "d",
+    "netg",
+    "netd",
+    "gen",
+    "disc",
+    "student",
+    "critic",
+    "actor",
+    "unet",
+    "vae",
 ];
 /// Words of which one, alone between underscores or dots, makes an average.
 const AVERAGE: &[&str] = &["ema", "shadow", "averaged", "average", "avg", "swa", "teacher"];

@@ -205,9 +205,11 @@ impl Storages {
         let (key, dtype, numel) = Self::claim(values, id)?.ok_or_else(|| missing("storage"))?;
         let extent =
             self.extents.get(&key).ok_or_else(|| FormatError::corrupt(format!("the file has no storage `{key}`")))?;
-        let claimed = dtype.size_of(numel).filter(|claimed| *claimed <= extent.length).ok_or_else(|| {
+        let claimed = dtype.size_of(numel).filter(|claimed| *claimed == extent.length).ok_or_else(|| {
             let (held, key) = (extent.length, &key);
-            FormatError::corrupt(format!("storage `{key}` is said to hold {numel} {dtype} elements, but has {held} bytes"))
+            FormatError::corrupt(format!(
+                "storage `{key}` is said to hold {numel} {dtype} elements, but has {held} bytes"
+            ))
         })?;
         let mut storage = Storage { key, dtype, offset: extent.offset, length: claimed };
         // Before torch 0.4 a storage could be a part of another: (key, first element, elements).
@@ -235,9 +237,10 @@ impl View {
         }
         let elements = self.shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n));
         let length = elements.and_then(|elements| self.dtype.size_of(elements));
-        let steps = self.shape.iter().zip(&self.strides).try_fold(self.offset, |last, (&n, &stride)| {
-            last.checked_add(n.saturating_sub(1).checked_mul(stride)?)
-        });
+        let steps =
+            self.shape.iter().zip(&self.strides).try_fold(self.offset, |last, (&n, &stride)| {
+                last.checked_add(n.saturating_sub(1).checked_mul(stride)?)
+            });
         let end = steps.and_then(|last| self.dtype.size_of(last.checked_add(1)?));
         match (length, end) {
             (Some(0), _) => Ok(()),

@@ -45,9 +45,11 @@ pub(crate) fn plan(
         directory.extend(central_header(entry, end));
         let start = end + header.len() as u64;
         starts.push(start);
-        let segment = Segment { offset: end, bytes: [&header[..], entry.bytes.as_deref().unwrap_or_default()].concat() };
+        let segment =
+            Segment { offset: end, bytes: [&header[..], entry.bytes.as_deref().unwrap_or_default()].concat() };
         segments.push(segment);
-        end = start.checked_add(entry.length).filter(|end| *end < u64::MAX / 2).ok_or_else(|| too_large(&entry.name))?;
+        end =
+            start.checked_add(entry.length).filter(|end| *end < u64::MAX / 2).ok_or_else(|| too_large(&entry.name))?;
     }
     let trailer = end_of_directory(entries.len() as u64, end, directory.len() as u64);
     directory.extend(trailer);

@@ -163,7 +163,13 @@ fn every_file_is_as_torch_says() {
 #[test]
 fn no_cut_and_no_flipped_byte_panics() {
     for name in ["training.pt", "legacy-views.pt", "tar.pt", "protocol5.pt", "module.pt"] {
-        let whole = open(name).0;
+        let mut whole = open(name).0;
+        // Without sums, damage reaches the pickle machine.
+        for place in 0..whole.len() - 20 {
+            if whole[place..].starts_with(b"PK\x01\x02") {
+                whole[place + 16..place + 20].fill(0);
+            }
+        }
         for length in (0..whole.len()).step_by(7) {
             let _ = PyTorch.index(&Bytes(whole[..length].to_vec()));
         }
@@ -172,7 +178,8 @@ fn no_cut_and_no_flipped_byte_panics() {
             flipped[place] ^= 1 << (place % 8);
             if let Ok(index) = PyTorch.index(&Bytes(flipped.clone())) {
                 let file = Bytes(flipped);
-                for tensor in &index.tensors {
+                // A flipped bit can make an expanded view of very many elements.
+                for tensor in index.tensors.iter().filter(|tensor| tensor.elements().is_some_and(|n| n < 1 << 20)) {
                     elements(&file, &index, tensor);
                 }
             }
@@ -193,7 +200,9 @@ fn other_formats_are_not_recognised() {
         head.truncate(HEAD);
         head
     };
-    for other in ["weight.npy", "layer/weight.npy", "metadata.json", "layers/very/long/name/of/a/numpy/array/weight.npy"] {
+    for other in
+        ["weight.npy", "layer/weight.npy", "metadata.json", "layers/very/long/name/of/a/numpy/array/weight.npy"]
+    {
         assert!(!PyTorch.recognises(&zip(other, 0), 1000), "{other}");
     }
     for own in ["archive/data.pkl", "a-name-that-reaches-up-to-the-edge/data.pkl", "m/code/__torch__.py", "m/data/0"] {
