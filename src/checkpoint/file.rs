@@ -1,6 +1,7 @@
 //! One file of a checkpoint: its bytes, by map or by `pread`.
 
 use super::fault::Guard;
+use super::layout::is_base_name;
 use crate::error::{Error, Result};
 use crate::os;
 use ckptmerge_format::{Fault, FormatError, Source};
@@ -220,5 +221,14 @@ impl Source for DataFile {
         self.file.read_exact_at(buffer, offset).map_err(|error| {
             FormatError::new(Fault::Read, format!("cannot read {} bytes at {offset}: {error}", buffer.len()))
         })
+    }
+
+    fn sibling(&self, name: &str) -> Result<Box<dyn Source>, FormatError> {
+        let read = |message: String| FormatError::new(Fault::Read, message);
+        if !is_base_name(name) {
+            return Err(read(format!("{name:?} is no plain file name; not followed")));
+        }
+        let file = Self::open(&self.path.with_file_name(name), IoMode::Pread);
+        file.map(|file| Box::new(file) as Box<dyn Source>).map_err(|error| read(error.to_string()))
     }
 }

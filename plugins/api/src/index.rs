@@ -21,6 +21,15 @@ pub trait Source {
     /// # Errors
     /// [`Fault::Read`](crate::Fault::Read) if the range is not in the file or the system would not read it.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FormatError>;
+
+    /// Another file of the same folder, for formats that spread a model over several. `name` is a plain file name; what
+    /// is indexed in the file is named in [`Index::files`].
+    ///
+    /// # Errors
+    /// [`Fault::Read`](crate::Fault::Read) if there is none, or this source is not a file of a folder.
+    fn sibling(&self, name: &str) -> Result<Box<dyn Source>, FormatError> {
+        Err(FormatError::new(crate::Fault::Read, format!("the file {name} beside it is missing")))
+    }
 }
 
 /// A run of bytes in a file.

@@ -23,6 +23,9 @@ impl Read for Reader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.source.len().saturating_sub(self.position);
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        if count == 0 {
+            return Ok(0);
+        }
         self.source.read_at(self.position, &mut buffer[..count]).map_err(io::Error::other)?;
         self.position += count as u64;
         Ok(count)

@@ -14,7 +14,7 @@ use flate2::read::DeflateDecoder;
 use std::collections::HashSet;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use zip::CompressionMethod;
-use zip::read::{ZipArchive, ZipFile};
+use zip::read::{ArchiveOffset, Config, ZipArchive, ZipFile};
 use zip::result::ZipError;
 
 /// What the name of a member that is an array ends with.
@@ -68,7 +68,9 @@ impl Format for Npz {
     }
 
     fn index_assuming(&self, source: &dyn Source, assume: Option<DType>) -> Result<Index, FormatError> {
-        let mut archive = ZipArchive::new(BufReader::new(Reader::new(source))).map_err(zip_error)?;
+        // Left to guess, the crate takes some archives for ones that something was put in front of.
+        let config = Config { archive_offset: ArchiveOffset::Known(0) };
+        let mut archive = ZipArchive::with_config(config, BufReader::new(Reader::new(source))).map_err(zip_error)?;
         if archive.has_duplicate_names() {
             return Err(FormatError::corrupt("two members of the archive have the same name"));
         }

@@ -10,6 +10,7 @@ use crate::tensor::Storages;
 use ckptmerge_format::{Extent, Fault, FormatError, Index, Metadata, Reader, Source};
 use std::collections::HashMap;
 use std::io::BufReader;
+use zip::read::{ArchiveOffset, Config};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
@@ -96,7 +97,11 @@ pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
 
 /// All entries, in the order of their bytes.
 fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
-    let mut archive = ZipArchive::new(BufReader::new(Reader::new(source))).map_err(zip_error)?;
+    // torch's archives begin with the file. Looking for their beginning goes wrong (zip 9.8.1) where the first entry's
+    // name has 30 bytes: its central header is then as long as the zip64 records that torch writes without need.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let reader = BufReader::new(Reader::new(source));
+    let mut archive = ZipArchive::with_config(config, reader).map_err(zip_error)?;
     let mut entries = Vec::with_capacity(archive.len());
     for number in 0..archive.len() {
         let entry = archive.by_index_raw(number).map_err(zip_error)?;

@@ -43,6 +43,14 @@ impl Format for PyTorch {
         &["ckpt", "pt", "pth", "bin"]
     }
 
+    fn name_in_folder(&self) -> (&'static str, &'static str) {
+        ("pytorch_model", "bin")
+    }
+
+    fn can_tie(&self) -> bool {
+        true
+    }
+
     fn recognises(&self, head: &[u8], _len: u64) -> bool {
         is_archive(head) || is_pickle(head) || tar::is_tar(head)
     }
@@ -105,7 +113,7 @@ fn is_archive(head: &[u8]) -> bool {
     NAMES.iter().any(|known| rest.starts_with(known) || (!complete && known.starts_with(rest)))
 }
 
-/// Whether a pickle begins here: with torch's number if it is torch's, which is known later otherwise.
+/// Whether a pickle begins here. Others than torch's are claimed too, to be refused with a reason.
 fn is_pickle(head: &[u8]) -> bool {
     // The length in front of a safetensors header can look like the start of a pickle.
     let is_safetensors = head.get(3..9).is_some_and(|bytes| bytes[1..] == *b"\0\0\0\0{");

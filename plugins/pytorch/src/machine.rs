@@ -479,3 +479,101 @@ fn unescape(text: &[u8], unicode: bool) -> Vec<u8> {
     }
     plain
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ckptmerge_format::Source;
+
+    struct Bytes(&'static [u8]);
+
+    impl Source for Bytes {
+        fn len(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FormatError> {
+            buffer.copy_from_slice(&self.0[offset as usize..][..buffer.len()]);
+            Ok(())
+        }
+    }
+
+    /// A value with its parts, as Python would write it; calls with what is done to their result.
+    fn show(values: &Values, id: Id) -> String {
+        let all = |ids: &[Id]| ids.iter().map(|id| show(values, *id)).collect::<Vec<_>>().join(" ");
+        let pairs = |pairs: &[(Id, Id)]| {
+            pairs
+                .iter()
+                .map(|(k, v)| format!("{}:{}", show(values, *k), show(values, *v)))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        match values.get(id) {
+            Value::None => "None".to_owned(),
+            Value::Bool(bool) => bool.to_string(),
+            Value::Int(int) => int.to_string(),
+            Value::Float(float) => float.to_string(),
+            Value::Text(text) => format!("{text:?}"),
+            Value::Bytes => "bytes".to_owned(),
+            Value::List(items) => format!("[{}]", all(items)),
+            Value::Tuple(items) => format!("({})", all(items)),
+            Value::Set(items) => format!("set({})", all(items)),
+            Value::Dict(entries) => format!("{{{}}}", pairs(entries)),
+            Value::Global(global) => global.to_string(),
+            Value::Persistent(inner) => format!("#{}", show(values, *inner)),
+            Value::Call(call) => {
+                let state = call.state.map(|state| show(values, state)).unwrap_or_default();
+                let (callable, args) = (show(values, call.callable), show(values, call.args));
+                format!("{callable}{args}[{}]{{{}}}<{state}>", all(&call.elements), pairs(&call.entries))
+            }
+        }
+    }
+
+    fn run(pickle: &'static [u8]) -> String {
+        let source = Bytes(pickle);
+        let mut input = Input::new(&source, 0, u64::MAX);
+        let (values, root) = unpickle(&mut input).expect("the pickle is in order");
+        assert_eq!(input.left(), 0, "all of it is used");
+        show(&values, root)
+    }
+
+    #[test]
+    fn scalars_of_every_protocol() {
+        assert_eq!(run(b"(I1\nI01\nI00\nL-23L\nF1.5\nNt."), "(1 true false -23 1.5 None)");
+        assert_eq!(run(b"\x80\x02(J\xff\xff\xff\xffK\xffM\x01\x01\x8a\x02\x00\xff\x8a\x00t."), "(-1 255 257 -256 0)");
+        assert_eq!(run(b"\x80\x02(\x88\x89G\x3f\xf8\0\0\0\0\0\0\x8b\x01\0\0\0\x05t."), "(true false 1.5 5)");
+        assert_eq!(run(b"\x8a\x11AAAAAAAAAAAAAAAAA."), "bytes");
+    }
+
+    #[test]
+    fn texts_of_every_protocol() {
+        assert_eq!(run(b"(S'a\\'\\n\\x41\\\\'\nS\"b\"\nV\\u00e9\\q\\\nt."), r#"("a'\nA\\" "b" "é\\q\\")"#);
+        assert_eq!(
+            run(b"(U\x01aT\x01\0\0\0bX\x02\0\0\0\xc3\xa9\x8c\x01d\x8d\x01\0\0\0\0\0\0\0et."),
+            r#"("a" "b" "é" "d" "e")"#
+        );
+        assert_eq!(
+            run(b"(U\x01\xffC\x01aB\x01\0\0\0a\x8e\x01\0\0\0\0\0\0\0a\x96\x01\0\0\0\0\0\0\0at."),
+            "(bytes bytes bytes bytes bytes)"
+        );
+    }
+
+    #[test]
+    fn containers_and_memo() {
+        assert_eq!(run(b"(lp0\nI1\nag0\n."), "[1]");
+        assert_eq!(run(b"\x80\x04\x95\x0b\0\0\0\0\0\0\0]\x94(K\x01K\x02eh\0\x86."), "([1 2] [1 2])");
+        assert_eq!(run(b"(K\x01K\x02dr\0\x01\0\0K\x03K\x04sj\0\x01\0\0\x86."), "({1:2 3:4} {1:2 3:4})");
+        assert_eq!(run(b"\x8f(K\x01K\x02\x90(K\x03\x91K\x04\x87."), "(set(1 2) set(3) 4)");
+        assert_eq!(run(b"K\x01(K\x02K\x031(0K\x0502\x85\x86."), "(1 (1))");
+    }
+
+    #[test]
+    fn objects_are_notes() {
+        assert_eq!(run(b"cos\nsystem\n(S'ls'\ntR}b."), r#"os.system("ls")[]{}<{}>"#);
+        assert_eq!(run(b"\x8c\x01m\x8c\x01C\x93)\x81(K\x01e(K\x02K\x03u."), "m.C()[1]{2:3}<>");
+        assert_eq!(run(b"cm\nC\n)}\x92."), "m.C(() {})[]{}<>");
+        assert_eq!(run(b"(K\x01im\nC\n."), "m.C(1)[]{}<>");
+        assert_eq!(run(b"(cm\nC\nK\x01o."), "m.C(1)[]{}<>");
+        assert_eq!(run(b"(P12\nK\x07Qt."), r##"(#"12" #7)"##);
+    }
+}
