@@ -51,14 +51,14 @@ pub enum Error {
     #[error("the models do not fit together:{}", Bullets(.0))]
     Mismatch(Vec<Mismatch>),
     /// A name that is in none of our tables.
-    #[error("there is no {what} `{name}`{}", nearest_suffix(.nearest))]
+    #[error("there is no {what} `{name}`; {suggestion}")]
     Unknown {
         /// What kind of name it is.
         what: &'static str,
         /// The name given.
         name: String,
-        /// The closest one that exists.
-        nearest: Option<String>,
+        /// The closest one that exists, or the list of all.
+        suggestion: String,
     },
     /// What was asked for contradicts itself or cannot be done.
     #[error("{0}")]
@@ -105,14 +105,23 @@ impl Error {
 
     /// An [`Error::Unknown`] that suggests the closest of `known`.
     pub(crate) fn unknown<'a>(what: &'static str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        /// More names than this are no help.
+        const LISTED: usize = 30;
+        let known: Vec<&str> = known.into_iter().collect();
         let lower = name.to_lowercase();
         let nearest = known
-            .into_iter()
+            .iter()
             .map(|candidate| (strsim::normalized_damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
             .filter(|(similarity, _)| *similarity >= 0.5)
             .max_by(|a, b| a.0.total_cmp(&b.0))
-            .map(|(_, candidate)| candidate.to_owned());
-        Self::Unknown { what, name: name.to_owned(), nearest }
+            .map(|(_, candidate)| candidate);
+        let suggestion = match (nearest, known.len()) {
+            (Some(nearest), _) => format!("the nearest is `{nearest}`"),
+            (None, 0) => "there are none".to_owned(),
+            (None, 1..=LISTED) => format!("there are: {}", known.join(", ")),
+            (None, _) => "none is near it".to_owned(),
+        };
+        Self::Unknown { what, name: name.to_owned(), suggestion }
     }
 }
 
@@ -146,10 +155,6 @@ impl fmt::Display for Bullets<'_> {
             _ => Ok(()),
         }
     }
-}
-
-fn nearest_suffix(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|name| format!("; the nearest is `{name}`")).unwrap_or_default()
 }
 
 /// A number of bytes, shown in decimal units as disks are sold: `1.72 GB`.
@@ -224,6 +229,7 @@ mod tests {
     fn unknown_names_suggest_the_nearest() {
         let error = Error::unknown("merge method", "liner", ["linear", "ties"]);
         assert_eq!(error.to_string(), "there is no merge method `liner`; the nearest is `linear`");
-        assert!(!Error::unknown("merge method", "xyz", ["linear"]).to_string().contains("nearest"));
+        let error = Error::unknown("merge method", "xyz", ["linear", "ties"]);
+        assert_eq!(error.to_string(), "there is no merge method `xyz`; there are: linear, ties");
     }
 }

@@ -112,6 +112,25 @@ pub(crate) fn survive_file_size_limits() {
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
+/// Runs `install`, which may set handlers for the signals that ask a process to end, and takes them back for those that
+/// were ignored before: `nohup` and background shells mean it.
+#[cfg(feature = "cli")]
+pub(crate) fn keeping_ignored_signals(install: impl FnOnce()) {
+    let signals = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+    let ignored = signals.map(|signal| {
+        // SAFETY: sigaction fills the structure, which is plain data, and changes nothing when given no new one.
+        unsafe {
+            let mut now: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(signal, std::ptr::null(), &raw mut now) == 0 && now.sa_sigaction == libc::SIG_IGN
+        }
+    });
+    install();
+    for (signal, _) in signals.into_iter().zip(ignored).filter(|(_, ignored)| *ignored) {
+        // SAFETY: ignoring a signal runs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
 /// Puts `from` in the place of `to` and `to` in that of `from`, in one step.
 pub(crate) fn exchange(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]

@@ -291,11 +291,11 @@ fn the_recipe_holds_all_that_was_asked_for() -> Outcome {
     let folder = tempdir()?;
     Model::new().f32("x", &[1.0]).f32("y", &[1.0]).write(folder.path().join("a.st"))?;
     Model::new().f32("x", &[2.0]).write(folder.path().join("b.st"))?;
-    let options = "--weights 3,1 --normalize --missing base --weights-for ^x$=1,3 --include x --exclude z";
+    let options = "--weights 3,1 --normalize --missing base --weights-for ^x$=1,3 --include x --exclude y";
     run(folder.path(), &format!("merge a.st b.st {options} -o out.st")).ok();
     let recipe = text(&folder.path().join("out.st"), "ckptmerge.recipe")?;
     assert_eq!(recipe["weights_for"], json!([{"pattern": "^x$", "weights": [1.0, 3.0]}]));
-    assert_eq!((&recipe["include"], &recipe["exclude"]), (&json!(["x"]), &json!(["z"])));
+    assert_eq!((&recipe["include"], &recipe["exclude"]), (&json!(["x"]), &json!(["y"])));
     assert_eq!((&recipe["normalize"], &recipe["missing"]), (&json!(true), &json!("base")));
     assert_eq!(read(&folder.path().join("out.st"))?.values("x"), [1.75]);
     Ok(())

@@ -1,7 +1,9 @@
 //! The one test binary.
 
 mod cli;
+mod convert;
 mod dtype;
+mod formats;
 mod hostile;
 mod house;
 mod layouts;
@@ -9,3 +11,5 @@ mod merge;
 mod model;
 mod numbers;
 mod robust;
+
+use ckptmerge::error; // `formats::pieces` compiles `src/checkpoint/gather.rs` a second time, which names it so.

@@ -113,13 +113,16 @@ impl Layout {
     fn folder(root: &Path) -> Result<Self> {
         let parts = if root.join(PIPELINE).is_file() {
             pipeline(root)?
+        } else if let Some(part) = distributed(root) {
+            vec![part]
         } else {
             vec![part(root, "")?.ok_or_else(|| {
-                Error::model(
-                    root,
-                    distributed(root)
-                        .unwrap_or("the folder holds no weights (model.safetensors, an index of shards, …)"),
-                )
+                let message = if root.join("latest").is_file() {
+                    "the folder looks like a DeepSpeed checkpoint, which cannot be read yet: join it first with its zero_to_fp32.py"
+                } else {
+                    "the folder holds no weights (model.safetensors, an index of shards, …)"
+                };
+                Error::model(root, message)
             })?]
         };
         Ok(Self { root: root.to_owned(), is_folder: true, parts })
@@ -157,8 +160,8 @@ pub(crate) fn is_weights(path: &Path) -> bool {
     name.ends_with(".index.json") || WEIGHT_ENDINGS.contains(&ending.as_str())
 }
 
-/// Calls `visit` with every file below `root`, hidden ones and links included, relative to it.
-pub(crate) fn walk_all(root: &Path, visit: &mut impl FnMut(&Path)) -> Result<()> {
+/// The first file below `root`, hidden ones and links included, that `wanted` wants, relative to `root`.
+pub(crate) fn find_file(root: &Path, wanted: &mut impl FnMut(&Path) -> bool) -> Result<Option<PathBuf>> {
     let mut folders = vec![PathBuf::new()];
     while let Some(below) = folders.pop() {
         let folder = root.join(&below);
@@ -168,11 +171,12 @@ pub(crate) fn walk_all(root: &Path, visit: &mut impl FnMut(&Path)) -> Result<()>
             // A linked folder is not followed: it is one thing that would be lost.
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(relative),
-                _ => visit(&relative),
+                _ if wanted(&relative) => return Ok(Some(relative)),
+                _ => {}
             }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Calls `visit` with each visible file below `root`, relative to it, and its size; in the order of their names.
@@ -283,16 +287,16 @@ fn split(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// What a folder of a distributed training run is, and what to do with it.
-fn distributed(folder: &Path) -> Option<&'static str> {
-    if folder.join(".metadata").is_file() {
-        return Some(
-            "the folder is a torch.distributed.checkpoint, which cannot be read yet: join it first with torch.distributed.checkpoint.format_utils.dcp_to_torch_save",
-        );
-    }
-    folder.join("latest").is_file().then_some(
-        "the folder looks like a DeepSpeed checkpoint, which cannot be read yet: join it first with its zero_to_fp32.py",
-    )
+/// The weights in a folder that `torch.distributed.checkpoint` wrote, unless they were joined under a usual name beside
+/// it. All data files are named in its one file of metadata.
+fn distributed(folder: &Path) -> Option<Part> {
+    let metadata = folder.join(".metadata");
+    let is_joined = NAMES.iter().any(|(stem, ending)| {
+        let single = folder.join(format!("{stem}.{ending}"));
+        single.is_file() || folder.join(format!("{stem}.{ending}{INDEX}")).is_file()
+    });
+    let part = || Part { folder: String::new(), stem: "model".to_owned(), files: vec![(metadata.clone(), None)] };
+    (metadata.is_file() && !is_joined).then(part)
 }
 
 /// The shards that an index names, each with the tensors it is said to hold.

@@ -14,7 +14,7 @@ mod spill;
 pub use file::{DataFile, IoMode};
 pub use formats::{FORMATS, by_extension, format};
 pub use layout::{Layout, Part};
-pub(crate) use layout::{is_weights, read_json, walk_all};
+pub(crate) use layout::{find_file, is_weights, read_json};
 
 use crate::error::{Error, Result};
 use ckptmerge_format::{DType, Data, FormatError, Index, Metadata, Pieces, TensorInfo};
@@ -109,6 +109,7 @@ impl<'a> TensorView<'a> {
                 let (file, range) = self.extent(range);
                 file.read(range, buffer)
             }
+            Location::Gathered(_) if range.is_empty() => Ok(&[]),
             Location::Gathered(gather) => {
                 buffer.resize((range.end - range.start) as usize, 0);
                 gather.read(
@@ -238,16 +239,16 @@ impl Checkpoint {
             let corrupt = |message: &str| error(FormatError::corrupt(message));
             let elements = info.elements().ok_or_else(|| corrupt("its size overflows"))?;
             let bytes = info.dtype.size_of(elements).ok_or_else(|| corrupt("its size overflows"))?;
-            let gathered = |pieces: Pieces| {
+            let gathered = |pieces: Pieces, lengths: &[u64]| {
                 let width = info.dtype.bytes().ok_or_else(|| corrupt("packed elements cannot be rearranged"))? as u64;
-                let gather = Gather::new(pieces, elements, width, info.big_endian, &lengths).map_err(error)?;
+                let gather = Gather::new(pieces, elements, width, info.big_endian, lengths).map_err(error)?;
                 Ok(Location::Gathered(Arc::new(gather)))
             };
             let location = match &info.data {
                 Data::Dense(extent) if info.big_endian && info.dtype.bytes() != Some(1) => {
                     let mut pieces = Pieces::strided(extent.offset, &[elements], &[1]);
                     pieces.boxes[0].file = main;
-                    gathered(pieces)?
+                    gathered(pieces, &lengths)?
                 }
                 Data::Dense(extent) => Location::Dense { file: main, offset: extent.offset },
                 Data::Pieces(pieces) => {
@@ -258,16 +259,17 @@ impl Checkpoint {
                         }
                         piece.file += main;
                     }
-                    gathered(pieces)?
-                }
-                Data::Deflated { extent, skip } if info.big_endian => {
-                    let _ = (extent, skip);
-                    return Err(error(FormatError::unsupported("compressed big-endian elements are not supported")));
+                    gathered(pieces, &lengths)?
                 }
                 Data::Deflated { extent, skip } => {
-                    let spill = Self::spill(&mut spill, &path)?;
-                    let offset = spill.inflate(&self.files[main], *extent, *skip, bytes)?;
-                    Location::Dense { file: spilled, offset }
+                    let offset = Self::spill(&mut spill, &path)?.inflate(&self.files[main], *extent, *skip, bytes)?;
+                    if info.big_endian && info.dtype.bytes() != Some(1) {
+                        let mut pieces = Pieces::strided(offset, &[elements], &[1]);
+                        pieces.boxes[0].file = spilled;
+                        gathered(pieces, &[&lengths[..], &[offset + bytes]].concat())?
+                    } else {
+                        Location::Dense { file: spilled, offset }
+                    }
                 }
                 Data::Inline(values) => {
                     Location::Dense { file: spilled, offset: Self::spill(&mut spill, &path)?.inline(&path, values)? }

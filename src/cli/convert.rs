@@ -1,7 +1,7 @@
 //! `ckptmerge convert`
 
 use super::report::{count, shortened};
-use super::{Common, Run, dtype};
+use super::{Common, Run, dtype, shard_size};
 use crate::checkpoint::{Checkpoint, format};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
@@ -38,7 +38,7 @@ pub(super) struct Convert {
     #[arg(long, value_name = "REGEX=DTYPE", value_parser = dtype_for)]
     dtype_for: Vec<(Regex, DType)>,
     /// Write a folder of files with at most this much tensor data each, such as 5GB, and an index
-    #[arg(long, value_name = "SIZE", value_parser = Bytes::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<Bytes>,
     /// Keep only tensors whose name matches
     #[arg(long, value_name = "REGEX")]
@@ -148,7 +148,7 @@ impl Run for Convert {
             },
             || {
                 json!({
-                    "output": target.path,
+                    "output": target.path.display().to_string(),
                     "format": target.format().id(),
                     "written": !self.dry_run,
                     "tensors": plan.tensors.len(),

@@ -1,5 +1,7 @@
 //! `ckptmerge diff`
 
+#[cfg(feature = "plot")]
+use super::report::Report;
 use super::report::{count, shape, table};
 use super::{Common, Run};
 use crate::analysis::{self, Comparison, Difference, Tolerance};
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 
 /// Tell whether and where two models differ
 ///
-/// Exits with 0 if they are equal and 1 if they differ, in names, shapes, types or values. With a tolerance types may
+/// Exits with 0 if they are equal and 1 if they differ, in names, shapes, types or values, or cannot be compared. With a tolerance types may
 /// differ. Two NaN are equal.
 #[derive(Args)]
 #[command(after_help = "Example: ckptmerge diff a.safetensors b.safetensors --rtol 1e-3")]
@@ -63,7 +65,7 @@ impl Run for Diff {
             report.watched(bytes, |control| analysis::diff(&first, &second, tolerance, &common.settings(), control))?;
         #[cfg(feature = "plot")]
         if let Some(path) = &self.plot {
-            draw(&comparison, &first, &second, path)?;
+            draw(&report, &comparison, &first, &second, path)?;
         }
         report.answer(|| text(&comparison, &first, &second, self.all), || document(&comparison))?;
         Ok(if comparison.is_equal() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -142,6 +144,7 @@ fn document(comparison: &Comparison) -> Value {
 /// The relative distance of every tensor that both have, layers down and blocks across.
 #[cfg(feature = "plot")]
 fn draw(
+    report: &Report,
     comparison: &Comparison,
     first: &Checkpoint,
     second: &Checkpoint,
@@ -172,7 +175,9 @@ fn draw(
     let svg = map.to_svg()?;
     let file = StagedFile::create(path, svg.len() as u64)?;
     file.write_at(0, svg.as_bytes())?;
-    Ok(file.commit(false)?)
+    file.commit(false)?;
+    report.wrote(path);
+    Ok(())
 }
 
 /// JSON has no infinity: as text.

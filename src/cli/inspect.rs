@@ -236,7 +236,7 @@ fn document(model: &Checkpoint, tensors: &[&Tensor], stats: &[Option<Stats>]) ->
     json!({
         "name": model.name(),
         "format": model.format(),
-        "files": model.files().iter().map(|file| file.path()).collect::<Vec<_>>(),
+        "files": model.files().iter().map(|file| file.path().display().to_string()).collect::<Vec<_>>(),
         "bytes": model.file_bytes(),
         "tensor_count": model.tensors().len(),
         "dtypes": dtypes,

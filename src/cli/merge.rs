@@ -1,7 +1,7 @@
 //! `ckptmerge merge`
 
 use super::report::{count, print, shortened};
-use super::{Common, Run, dtype, named};
+use super::{Common, Run, dtype, named, shard_size};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::merge::Method;
@@ -27,12 +27,12 @@ pub(super) struct Merge {
     /// The models, in the order of their weights
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
-    /// The file or folder to write; a folder if the models are folders and it has no .safetensors ending
+    /// The file or folder to write: a file if it has a format's ending, else a folder if a model is one or it ends in /
     #[arg(short, long, value_name = "OUT", required_unless_present_any = ["dry_run", "explain"])]
     output: Option<PathBuf>,
     /// One weight per model, such as 0.6,0.4 [default: 1/N each for linear, 1 each for task-arithmetic]
-    #[arg(short, long, value_name = "W,W,…", value_delimiter = ',', allow_hyphen_values = true)]
-    weights: Option<Vec<f64>>,
+    #[arg(short, long, value_name = "W,W,…", value_parser = weight_list, allow_hyphen_values = true)]
+    weights: Option<Weights>,
     /// Weights for the tensors whose name matches; may be repeated, and the first match counts
     #[arg(long, value_name = "REGEX=W,W,…", value_parser = weights_for, allow_hyphen_values = true)]
     weights_for: Vec<(Regex, Vec<f64>)>,
@@ -45,7 +45,9 @@ pub(super) struct Merge {
     /// A parameter of the method, such as lambda=0.5
     #[arg(short, long = "parameter", value_name = "KEY=VALUE", value_parser = parameter)]
     parameters: Vec<(String, f64)>,
-    /// The type of merged tensors: f32, bf16, f16, f64, f8_e4m3, f8_e5m2 [default: holds all inputs']
+    /// The type of merged tensors: f32, bf16, f16, f64, f8_e4m3, f8_e5m2, q8_0, … [default: holds all inputs']
+    ///
+    /// Numbers too large for it become infinite; in f8_e4m3, which has no infinity, its largest.
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<DType>,
     /// Divide weights by their sum
@@ -67,7 +69,7 @@ pub(super) struct Merge {
     #[arg(long, value_name = "WHAT", default_value = "error", value_parser = named(&Missing::NAMES))]
     missing: Missing,
     /// Write a folder of files with at most this much tensor data each, such as 5GB, and an index
-    #[arg(long, value_name = "SIZE", value_parser = Bytes::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<Bytes>,
     /// Show the effective formula of each group of tensors; without -o, only that
     #[arg(long)]
@@ -82,11 +84,26 @@ pub(super) struct Merge {
     no_sync: bool,
 }
 
+fn is_number(path: &std::path::Path) -> bool {
+    path.to_str().is_some_and(|text| text.parse::<f64>().is_ok())
+}
+
+/// One weight per model.
+#[derive(Clone)]
+struct Weights(Vec<f64>);
+
+fn weight_list(text: &str) -> Result<Weights, String> {
+    let number = |part: &str| {
+        let wrong = || format!("`{part}` is not a number; write weights as 0.6,0.4");
+        part.trim().parse::<f64>().map_err(|_| wrong())
+    };
+    text.split(',').map(number).collect::<Result<_, _>>().map(Weights)
+}
+
 fn weights_for(text: &str) -> Result<(Regex, Vec<f64>), String> {
     let (pattern, weights) = text.rsplit_once('=').ok_or("write it as REGEX=weight,weight,…")?;
     let pattern = Regex::new(pattern).map_err(|error| error.to_string())?;
-    let number = |text: &str| text.trim().parse::<f64>().map_err(|_| format!("`{text}` is not a number"));
-    Ok((pattern, weights.split(',').map(number).collect::<Result<_, _>>()?))
+    Ok((pattern, weight_list(weights)?.0))
 }
 
 fn parameter(text: &str) -> Result<(String, f64), String> {
@@ -98,7 +115,7 @@ impl Merge {
     fn recipe(&self) -> Result<Recipe, Error> {
         let method = self.method.as_deref().unwrap_or(if self.base.is_some() { "task-arithmetic" } else { "linear" });
         Ok(Recipe {
-            weights: self.weights.clone(),
+            weights: self.weights.clone().map(|weights| weights.0),
             weights_for: self.weights_for.clone(),
             parameters: self.parameters.iter().cloned().collect(),
             normalize: self.normalize,
@@ -117,6 +134,10 @@ impl Run for Merge {
         let mut settings = common.settings();
         settings.sync = !self.no_sync;
         let recipe = self.recipe()?;
+        if let Some(number) = self.models.iter().find(|path| is_number(path) && !path.exists()) {
+            let message = format!("{} is no model; separate weights by commas only, as in 0.6,0.4", number.display());
+            return Err(Error::Recipe(message).into());
+        }
         let models = Models::open(&self.models, self.base.as_deref(), &common.open())?;
         models.all().for_each(|model| report.about(model));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
@@ -216,7 +237,7 @@ fn document(
         })
         .collect();
     json!({
-        "output": target.path,
+        "output": target.path.display().to_string(),
         "method": method.name(),
         "written": seconds.is_some(),
         "seconds": seconds,

@@ -84,12 +84,12 @@ struct Common {
     /// Say more about what is done
     #[arg(short, long, global = true)]
     verbose: bool,
-    /// Threads [default: all cores]
+    /// Threads, at most 256 [default: all cores]
     #[arg(short = 'j', long, global = true, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Keep resident memory, mapped pages included, below this
     ///
-    /// 256M, 64MiB, … At least 32MiB are needed. Without it, pages of inputs that are mapped stay until the system
+    /// 256M, 64MiB, … At least 32M are needed. Without it, pages of inputs that are mapped stay until the system
     /// wants them back, unless the inputs exceed half of the memory that is free.
     #[arg(long, global = true, value_name = "SIZE", value_parser = memory)]
     memory: Option<Bytes>,
@@ -124,14 +124,19 @@ impl Common {
 }
 
 /// Below this there is no room for the program and its buffers.
-const MEMORY_MIN: Bytes = Bytes(32 << 20);
+const MEMORY_MIN: Bytes = Bytes(32_000_000);
 
 fn memory(text: &str) -> Result<Bytes, Error> {
     let bytes = Bytes::parse(text)?;
     if bytes < MEMORY_MIN {
-        return Err(Error::Recipe(format!("{text} is too little; at least 32MiB are needed")));
+        return Err(Error::Recipe(format!("{text} is too little; at least 32M are needed")));
     }
     Ok(bytes)
+}
+
+fn shard_size(text: &str) -> Result<Bytes, Error> {
+    let bytes = Bytes::parse(text)?;
+    if bytes.0 == 0 { Err(Error::Recipe("a shard has at least one byte".to_owned())) } else { Ok(bytes) }
 }
 
 fn dtype(text: &str) -> Result<DType, Error> {
@@ -165,8 +170,8 @@ pub fn main() -> ExitCode {
             let ours = error.downcast_ref::<Error>();
             match ours {
                 // Our messages have their causes in them.
-                Some(error) => eprintln!("error: {error}"),
-                None => eprintln!("error: {error:#}"),
+                Some(error) => report::say(&format!("error: {error}")),
+                None => report::say(&format!("error: {error:#}")),
             }
             match ours {
                 Some(Error::Recipe(_) | Error::Unknown { .. }) => ExitCode::from(2),

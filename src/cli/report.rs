@@ -1,11 +1,13 @@
 //! What people see: text and JSON on stdout, progress, warnings and notes on stderr.
 
 use crate::checkpoint::Checkpoint;
+use crate::os;
 use crate::stream::Control;
 use ckptmerge_format::printable;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::AtomicBool;
 
@@ -38,7 +40,7 @@ impl Report {
     /// What was chosen and what is odd in a model.
     pub(super) fn about(&self, model: &Checkpoint) {
         if !self.quiet {
-            model.notes().iter().for_each(|note| eprintln!("note: {note}"));
+            model.notes().iter().for_each(|note| say(&format!("note: {note}")));
         }
         model.warnings().iter().for_each(|warning| self.warn(warning));
     }
@@ -46,14 +48,22 @@ impl Report {
     /// Something odd that does not stop the run.
     pub(super) fn warn(&self, message: &str) {
         if !self.quiet {
-            eprintln!("warning: {message}");
+            say(&format!("warning: {message}"));
+        }
+    }
+
+    /// A file that was written beside the answer.
+    #[cfg(feature = "plot")]
+    pub(super) fn wrote(&self, path: &std::path::Path) {
+        if !self.quiet {
+            say(&format!("wrote {}", path.display()));
         }
     }
 
     /// Something that only the curious want to know.
     pub(super) fn note(&self, message: impl FnOnce() -> String) {
         if self.verbose {
-            eprintln!("{}", message());
+            say(&message());
         }
     }
 
@@ -64,7 +74,9 @@ impl Report {
         work: impl FnOnce(Control<'_>) -> crate::Result<T>,
     ) -> crate::Result<T> {
         // Only the first call installs the handler; without one, Ctrl-C ends the process and the next run cleans up.
-        let _ = ctrlc::set_handler(|| CANCEL.store(true, std::sync::atomic::Ordering::Relaxed));
+        os::keeping_ignored_signals(|| {
+            let _ = ctrlc::set_handler(|| CANCEL.store(true, std::sync::atomic::Ordering::Relaxed));
+        });
         let shown = !self.quiet && io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(total), target);
@@ -79,13 +91,28 @@ impl Report {
     }
 }
 
-/// Prints to stdout. A reader that has had enough, as `head` does, ends the process without a word.
+/// Prints to stdout. A reader that has had enough, as `head` has, is no failure: the exit code stays the command's own.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+    match out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// Says a line on stderr, if anybody can hear it.
+pub(super) fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", harmless(text));
+}
+
+/// The text with control characters escaped, which names from files may have and which can command a terminal.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let commands = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
+    if !text.contains(commands) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| if commands(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 /// A table without rules, as wide as its content; columns whose heading is in `right` are numbers.

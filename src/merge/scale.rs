@@ -4,7 +4,7 @@
 //! The layouts are those of DeepSeek-V3 (`weight_scale_inv`, blocks) and of compressed-tensors (`weight_scale`, one
 //! number or rows). In all of them the scale is what the element is multiplied with.
 
-use crate::dtype::{self, DType, Simd};
+use crate::dtype::{self, DType};
 use crate::stream::Kernel;
 
 /// Rows and columns of a block.
@@ -23,7 +23,6 @@ pub struct ScaleKernel {
     columns: u64,
     /// Rows and columns that share a scale, and scales in a row of them.
     block: (u64, u64, u64),
-    simd: Simd,
 }
 
 impl ScaleKernel {
@@ -45,7 +44,7 @@ impl ScaleKernel {
                 ));
             }
         };
-        Ok(Self { input, output, scales, step: output.block_elements(), columns, block, simd: Simd::detect() })
+        Ok(Self { input, output, scales, step: output.block_elements(), columns, block })
     }
 
     /// The type of the tensor.
@@ -63,24 +62,25 @@ impl ScaleKernel {
 
 impl Kernel for ScaleKernel {
     fn run(&self, start: u64, inputs: &[&[u8]], out: &mut [u8]) {
-        let mut values = [0.0f32; TILE];
+        // A product of an 8-bit float and an f32 is exact in f64, so that encoding rounds it once.
+        let mut values = [0.0f64; TILE];
         let tile_bytes = TILE as u64 / self.output.block_elements() * self.output.block_bytes();
         let mut element = start * self.step;
         for (bytes, out) in inputs[0].chunks(TILE).zip(out.chunks_mut(tile_bytes as usize)) {
             let values = &mut values[..bytes.len()];
-            dtype::decode(self.simd, self.input, bytes, values);
+            dtype::decode_f64(self.input, bytes, values);
             let mut rest = &mut *values;
             while !rest.is_empty() {
                 // Up to where the next scale begins.
-                let run =
-                    (self.block.1 - element % self.columns % self.block.1).min(self.columns - element % self.columns);
+                let column = element % self.columns;
+                let run = (self.block.1 - column % self.block.1).min(self.columns - column);
                 let (now, after) = rest.split_at_mut((run as usize).min(rest.len()));
-                let scale = self.scale(element);
+                let scale = f64::from(self.scale(element));
                 now.iter_mut().for_each(|value| *value *= scale);
                 element += now.len() as u64;
                 rest = after;
             }
-            dtype::encode(self.simd, self.output, values, out);
+            dtype::encode_f64(self.output, values, out);
         }
     }
 }

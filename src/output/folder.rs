@@ -1,6 +1,6 @@
 //! A folder that appears whole.
 
-use super::{StagedFile, check_space, parent, remove, remove_abandoned, sync_folder, temp_name};
+use super::{StagedFile, check_space, parent, remove, remove_abandoned, resolve, sync_folder, temp_name};
 use crate::error::{Error, Result};
 use crate::os;
 use std::fs::{File, TryLockError};
@@ -21,10 +21,20 @@ impl StagedFolder {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::Io`], or [`Error::Output`] if `target` is a file.
     pub fn create(target: &Path, length: u64) -> Result<Self> {
-        if target.is_file() {
-            return Err(Error::output(target, "this is a file, but the output is a folder; remove it or name another"));
+        // Without a slash at its end, which hides what a path is.
+        let target = resolve(&target.components().collect::<PathBuf>())?;
+        if target.exists() && !target.is_dir() {
+            return Err(Error::output(
+                &target,
+                "this is a file, but the output is a folder; remove it or name another",
+            ));
         }
-        let target = std::fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
+        if std::env::current_dir().is_ok_and(|current| current.starts_with(&target)) {
+            return Err(Error::output(
+                &target,
+                "this is the folder you are in, which cannot be replaced; name another",
+            ));
+        }
         if target.file_name().is_none() {
             return Err(Error::output(&target, "this cannot be an output folder; name a new one"));
         }
@@ -39,7 +49,7 @@ impl StagedFolder {
     /// # Errors
     /// As [`StagedFile::create`].
     pub fn file(&self, relative: &Path, length: u64) -> Result<StagedFile> {
-        StagedFile::create(&self.path(relative)?, length)
+        StagedFile::begin(self.path(relative)?, length)
     }
 
     /// Copies a small file into the folder.

@@ -30,14 +30,23 @@ impl StagedFile {
     /// # Errors
     /// [`Error::NoSpace`] if it will not fit; [`Error::Io`] if it cannot be made there.
     pub fn create(target: &Path, length: u64) -> Result<Self> {
-        if target.is_dir() {
-            return Err(Error::output(target, "this is a folder; name a file for the output"));
+        let target = resolve(target)?;
+        match std::fs::metadata(&target) {
+            Ok(kind) if kind.is_dir() => {
+                return Err(Error::output(&target, "this is a folder; name a file for the output"));
+            }
+            Ok(kind) if !kind.is_file() => {
+                return Err(Error::output(&target, "this is no regular file and is not replaced; name another"));
+            }
+            _ => {}
         }
-        // Through a link, the file it leads to is replaced and the link stays.
-        let target = std::fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
-        let parent = parent(&target);
-        remove_abandoned(parent, &target);
-        check_space(parent, &target, length)?;
+        remove_abandoned(parent(&target), &target);
+        Self::begin(target, length)
+    }
+
+    /// As [`Self::create`], where nothing can have been left by others.
+    fn begin(target: PathBuf, length: u64) -> Result<Self> {
+        check_space(parent(&target), &target, length)?;
         let temp = temp_name(&target);
         let file = create_locked(&temp)?;
         let staged = Self { file, temp, target, committed: false };
@@ -99,14 +108,36 @@ impl Drop for StagedFile {
     }
 }
 
+/// Where an output really goes: through a link, what it leads to is replaced and the link stays.
+fn resolve(target: &Path) -> Result<PathBuf> {
+    if let Ok(real) = std::fs::canonicalize(target) {
+        return Ok(real);
+    }
+    if target.is_symlink() {
+        return Err(Error::output(target, "this is a link that leads nowhere; remove it or name another"));
+    }
+    let folder = parent(target);
+    if !folder.is_dir() {
+        return Err(Error::output(target, format!("the folder {} does not exist; make it first", folder.display())));
+    }
+    Ok(target.to_owned())
+}
+
 /// The folder a path is in.
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn temp_prefix(target: &Path) -> OsString {
+    /// Bytes of a name to which more can be added within the 255 that file systems allow.
+    const LONG: usize = 200;
+    let own = target.file_name().unwrap_or_default();
     let mut name = OsString::from(".");
-    name.push(target.file_name().unwrap_or_default());
+    if own.len() > LONG {
+        name.push(format!("{:032x}", xxhash_rust::xxh3::xxh3_128(own.as_encoded_bytes())));
+    } else {
+        name.push(own);
+    }
     name.push(".tmp-");
     name
 }

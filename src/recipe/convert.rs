@@ -3,8 +3,8 @@
 //! A tensor whose type stays is copied bit for bit. One that changes is decoded, multiplied by its scales if it is an
 //! 8-bit float that has some, and rounded once.
 
-use super::plan::{keep_ties_typed, scale_of};
-use super::{Operation, Plan, Planned};
+use super::plan::scale_of;
+use super::{Operation, Plan, Planned, matches_something};
 use crate::checkpoint::{Checkpoint, Tensor, TensorView};
 use crate::dtype::{self, DType, Kind, Simd};
 use crate::error::{Error, Mismatch, Result};
@@ -51,12 +51,23 @@ impl Conversion {
     /// # Errors
     /// [`Error::Mismatch`] with every tensor that cannot be converted, [`Error::Recipe`] if nothing is left.
     pub fn plan<'a>(&self, model: &'a Checkpoint) -> Result<Plan<'a>> {
+        let special = self.dtype_for.iter().map(|(pattern, _)| ("--dtype-for", pattern));
+        let include = self.include.iter().map(|pattern| ("--include", pattern));
+        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
+        let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
+        matches_something(special.chain(include).chain(exclude), names)?;
+        // A scale is multiplied in with its tensor, or stays as it is with it.
+        let scales: HashSet<String> = model.tensors().iter().filter_map(|tensor| scale_of(tensor, model)).collect();
         let mut mismatches = Vec::new();
         let (mut tensors, mut left_out, mut kept_as) = (Vec::new(), Vec::new(), Vec::new());
         let mut consumed = HashSet::new();
         for tensor in model.tensors() {
             if !self.keeps(&tensor.name) {
                 left_out.push(tensor.name.clone());
+                continue;
+            }
+            if scales.contains(&tensor.name) {
+                tensors.push((tensor, self.planned(model, tensor, tensor.dtype, Operation::Copy(model.view(tensor)))));
                 continue;
             }
             match self.tensor(model, tensor, &mut consumed, &mut kept_as) {
@@ -69,21 +80,15 @@ impl Conversion {
         let names: HashMap<&str, String> =
             tensors.iter().map(|(tensor, planned)| (tensor.name.as_str(), planned.name.clone())).collect();
         let mut seen = HashMap::new();
+        let dtypes: HashMap<String, DType> =
+            tensors.iter().map(|(tensor, planned)| (tensor.name.clone(), planned.dtype)).collect();
         for (tensor, planned) in &mut tensors {
-            if let Operation::Alias(target) = &mut planned.operation {
-                match names.get(target.as_str()) {
-                    Some(name)
-                        if self.dtype_of(tensor) == model.get(target).and_then(|view| self.dtype_of(view.tensor)) =>
-                    {
-                        target.clone_from(name);
-                    }
-                    // What it was tied to is left out, or becomes another type.
-                    _ => {
-                        let view = model.view(tensor);
-                        planned.operation = cast(tensor, planned.dtype)
-                            .map_or(Operation::Copy(view), |kernel| Operation::Blend(kernel, vec![view]));
-                    }
-                }
+            // A tie lasts while what it leads to is kept, in the same type; else the elements are the tensor's own.
+            if let Some(target) = &tensor.alias_of
+                && let Some(name) = names.get(target.as_str())
+                && dtypes.get(target) == Some(&planned.dtype)
+            {
+                planned.operation = Operation::Alias(name.clone());
             }
             if let Some(other) = seen.insert(planned.name.clone(), tensor.name.clone()) {
                 let problem = format!("and `{other}` would both be called `{}`", planned.name);
@@ -98,10 +103,8 @@ impl Conversion {
         }
         let mut metadata = model.metadata().clone();
         metadata.extend(self.metadata.iter().cloned());
-        let mut tensors: Vec<Planned<'_>> = tensors.into_iter().map(|(_, planned)| planned).collect();
-        keep_ties_typed(&mut tensors);
         Ok(Plan {
-            tensors,
+            tensors: tensors.into_iter().map(|(_, planned)| planned).collect(),
             left_out,
             kept_as,
             metadata,
@@ -109,6 +112,12 @@ impl Conversion {
             reference: model,
             frame: model,
         })
+    }
+
+    fn planned<'a>(&self, model: &Checkpoint, tensor: &Tensor, dtype: DType, operation: Operation<'a>) -> Planned<'a> {
+        let prefix = model.layout().parts[tensor.part].prefix();
+        let name = format!("{prefix}{}", self.renamed(tensor.name.strip_prefix(&prefix).unwrap_or(&tensor.name)));
+        Planned { name, dtype, shape: tensor.shape.clone(), part: tensor.part, operation }
     }
 
     fn tensor<'a>(
@@ -119,15 +128,8 @@ impl Conversion {
         kept_as: &mut Vec<(String, DType)>,
     ) -> Result<(&'a Tensor, Planned<'a>), String> {
         let view = model.view(tensor);
-        let prefix = model.layout().parts[tensor.part].prefix();
-        let name = format!("{prefix}{}", self.renamed(tensor.name.strip_prefix(&prefix).unwrap_or(&tensor.name)));
-        let planned = |dtype, operation| {
-            Ok((tensor, Planned { name, dtype, shape: tensor.shape.clone(), part: tensor.part, operation }))
-        };
+        let planned = |dtype, operation| Ok((tensor, self.planned(model, tensor, dtype, operation)));
         let wanted = self.dtype_of(tensor);
-        if let Some(target) = &tensor.alias_of {
-            return planned(wanted.unwrap_or(tensor.dtype), Operation::Alias(target.clone()));
-        }
         let Some(mut output) = wanted else { return planned(tensor.dtype, Operation::Copy(view)) };
         if !tensor.dtype.is_real() || !output.is_real() {
             return Err(format!("is {} and cannot become {output}: only real numbers change their type", tensor.dtype));

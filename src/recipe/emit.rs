@@ -55,6 +55,11 @@ impl Plan<'_> {
     /// Whether `target` becomes a folder: if it is to have shards, or is named as one, or a model is a folder and the
     /// target's name is not that of a file.
     fn makes_folder(&self, target: &Target) -> Result<bool> {
+        let ending = target.path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        if target.format.is_none() && by_extension(&target.path).is_none() && is_weights(&target.path) {
+            let message = format!("`.{ending}` files cannot be written yet; `ckptmerge formats` lists what can");
+            return Err(Error::output(&target.path, message));
+        }
         let names_file = by_extension(&target.path).is_some() && !target.names_folder();
         let several_parts = self.reference.layout().parts.len() > 1;
         match (names_file, target.shard_size.is_some(), several_parts) {
@@ -76,7 +81,11 @@ impl Plan<'_> {
     /// # Errors
     /// As [`Self::emit`], so far as it can be told without reading data.
     pub fn predict(&self, target: &Target, settings: &Settings) -> Result<Prediction> {
-        let files = Files::new(self, target, self.makes_folder(target)?)?;
+        let is_folder = self.makes_folder(target)?;
+        let files = Files::new(self, target, is_folder)?;
+        if is_folder {
+            self.check_replaceable(target, &files)?;
+        }
         let items: Vec<_> = files.weights.iter().flat_map(OutputFile::items).collect();
         Ok(Prediction {
             read: Bytes(items.iter().flat_map(|item| &item.inputs).map(|input| input.tensor.bytes).sum()),
@@ -116,9 +125,6 @@ impl Plan<'_> {
     ) -> Result<()> {
         let frame = self.frame.layout();
         let companions = frame.companions()?.0;
-        let written = files.weights.iter().map(|file| file.relative.clone());
-        let indices = files.indices.iter().map(|index| index.relative.clone());
-        check_replaceable(&target.path, &written.chain(indices).chain(companions.iter().cloned()).collect())?;
 
         let total = files.weights.iter().map(|file| file.plan.length).sum();
         let folder = StagedFolder::create(&target.path, total)?;
@@ -168,36 +174,34 @@ impl Plan<'_> {
         }
         changed.then(|| format!("{config:#}\n"))
     }
-}
 
-/// That nothing would be lost if the folder were replaced: all in it is written anew, or is weights of the model it
-/// holds under the names that libraries give them.
-fn check_replaceable(folder: &Path, written: &BTreeSet<PathBuf>) -> Result<()> {
-    if !folder.is_dir() {
-        return Ok(());
-    }
-    let known: BTreeSet<PathBuf> = Layout::resolve(folder)
-        .map(|layout| {
-            let usual = layout.parts.into_iter().filter(Part::has_usual_name);
-            usual.flat_map(|part| part.files).map(|(file, _)| file).collect()
-        })
-        .unwrap_or_default();
-    let mut strangers = Vec::new();
-    checkpoint::walk_all(folder, &mut |relative| {
-        let is_old_index = is_weights(relative) && relative.extension().is_some_and(|ending| ending == "json");
-        if !written.contains(relative) && !known.contains(&folder.join(relative)) && !is_old_index {
-            strangers.push(relative.display().to_string());
+    /// That nothing would be lost if the folder were replaced: all in it is written anew, or is weights of the model it
+    /// holds under the names that libraries give them.
+    fn check_replaceable(&self, target: &Target, files: &Files<'_, '_>) -> Result<()> {
+        let folder = &target.path;
+        if !folder.is_dir() {
+            return Ok(());
         }
-    })?;
-    if strangers.is_empty() {
-        return Ok(());
+        let companions = self.frame.layout().companions()?.0;
+        let weights = files.weights.iter().map(|file| &file.relative);
+        let written: BTreeSet<&PathBuf> =
+            weights.chain(files.indices.iter().map(|index| &index.relative)).chain(&companions).collect();
+        let known: BTreeSet<PathBuf> = Layout::resolve(folder)
+            .map(|layout| {
+                let usual = layout.parts.into_iter().filter(Part::has_usual_name);
+                usual.flat_map(|part| part.files).map(|(file, _)| file).collect()
+            })
+            .unwrap_or_default();
+        let stranger = checkpoint::find_file(folder, &mut |relative| {
+            let is_old_index = is_weights(relative) && relative.extension().is_some_and(|ending| ending == "json");
+            !written.contains(&relative.to_owned()) && !known.contains(&folder.join(relative)) && !is_old_index
+        })?;
+        stranger.map_or(Ok(()), |stranger| {
+            let message = format!(
+                "the folder would be replaced as a whole, but holds {}, which the new output does not: move it or name another folder",
+                stranger.display()
+            );
+            Err(Error::output(folder, message))
+        })
     }
-    let shown = strangers.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let more = if strangers.len() > 5 { ", …" } else { "" };
-    Err(Error::output(
-        folder,
-        format!(
-            "the folder would be replaced as a whole, but holds files that the new output does not: {shown}{more}; move them or name another folder"
-        ),
-    ))
 }

@@ -129,7 +129,10 @@ impl Recipe {
                 return fail(format!("{option} gives {} weights, but there are {count} models", weights.len()));
             }
             if let Some(weight) = weights.iter().find(|weight| !(**weight as f32).is_finite()) {
-                return fail(format!("{option} gives the weight {weight}, which is not a finite number"));
+                return fail(format!("{option} gives the weight {weight:e}, which is not a finite number of 32 bits"));
+            }
+            if self.normalize && weights.iter().sum::<f64>() == 0.0 {
+                return fail(format!("{option} gives weights that add up to 0, so they cannot be normalized"));
             }
         }
         for (name, value) in &self.parameters {
@@ -138,9 +141,14 @@ impl Recipe {
                 return Err(Error::unknown("parameter of this method", name, known));
             }
             if !(*value as f32).is_finite() {
-                return fail(format!("the parameter {name} is {value}, which is not a finite number"));
+                return fail(format!("the parameter {name} is {value:e}, which is not a finite number of 32 bits"));
             }
         }
+        let special = self.weights_for.iter().map(|(pattern, _)| ("--weights-for", pattern));
+        let include = self.include.iter().map(|pattern| ("--include", pattern));
+        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
+        let names = || models.all().flat_map(Checkpoint::tensors).map(|tensor| tensor.name.as_str());
+        matches_something(special.chain(include).chain(exclude), names)?;
         match self.dtype {
             Some(dtype) if !dtype.is_real() || !dtype::can_encode(dtype) => {
                 fail(format!("models cannot be merged to {dtype}; choose a float type such as bf16"))
@@ -148,6 +156,19 @@ impl Recipe {
             _ => Ok(()),
         }
     }
+}
+
+/// That each pattern matches a name: one that does not is a slip, after which the output would not be what was meant.
+fn matches_something<'a, N: Iterator<Item = &'a str>>(
+    patterns: impl Iterator<Item = (&'static str, &'a Regex)>,
+    names: impl Fn() -> N,
+) -> Result<()> {
+    for (option, pattern) in patterns {
+        if !names().any(|name| pattern.is_match(name)) {
+            return Err(Error::Recipe(format!("{option}: no tensor's name matches `{pattern}`")));
+        }
+    }
+    Ok(())
 }
 
 /// The models of a merge, open.

@@ -103,7 +103,7 @@ impl<'a> Plan<'a> {
 }
 
 /// Gives tied tensors the type of what they are tied to, which may be another than in the inputs.
-pub(super) fn keep_ties_typed(tensors: &mut [Planned<'_>]) {
+fn keep_ties_typed(tensors: &mut [Planned<'_>]) {
     let dtypes: HashMap<String, DType> = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype)).collect();
     for tensor in tensors {
         if let Operation::Alias(target) = &tensor.operation {

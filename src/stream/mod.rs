@@ -22,6 +22,9 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The most threads that a run starts: beyond it starting them takes longer than what they do.
+pub const THREADS_MAX: usize = 256;
+
 /// How a run may use the machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -40,10 +43,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The number of threads, all cores being the default.
+    /// The number of threads, all cores being the default. More than [`THREADS_MAX`] are not started.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+        let wanted = self.threads.or_else(|| std::thread::available_parallelism().ok());
+        wanted.map_or(1, NonZeroUsize::get).min(THREADS_MAX)
     }
 
     fn pool(&self) -> Result<rayon::ThreadPool> {

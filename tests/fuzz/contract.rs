@@ -69,9 +69,11 @@ fn assert_covers(tensor: &TensorInfo, pieces: &Pieces, elements: u64, length: u6
         covered += held;
         assert!(piece.file <= files, "a box in no file");
         if held > 0 && piece.file == 0 {
-            let reach = piece.shape.iter().zip(&piece.strides).try_fold(0u64, |reach, (&size, &stride)| {
-                reach.checked_add((size - 1).checked_mul(stride)?)
-            });
+            let reach = piece
+                .shape
+                .iter()
+                .zip(&piece.strides)
+                .try_fold(0u64, |reach, (&size, &stride)| reach.checked_add((size - 1).checked_mul(stride)?));
             let end = reach.and_then(|reach| (reach + 1).checked_mul(width)?.checked_add(piece.offset));
             assert!(end.expect("it ends in 64 bits") <= length, "a box reaches out of the file");
         }
@@ -160,8 +162,7 @@ pub fn assert_reads_back(
         Err(error) => panic!("what was planned cannot be read: {error}"),
     };
     assert_sound(&index, file.len() as u64);
-    let wanted: Table =
-        specs.iter().cloned().map(expected).map(|s| (s.name, (s.dtype, s.shape, s.alias_of))).collect();
+    let wanted: Table = specs.iter().cloned().map(expected).map(|s| (s.name, (s.dtype, s.shape, s.alias_of))).collect();
     assert_eq!((table(&index), &index.metadata), (wanted, metadata));
     Some(file)
 }

@@ -7,6 +7,7 @@ use crate::input::Input;
 use crate::machine::unpickle;
 use crate::table::table;
 use crate::tensor::Storages;
+use crate::value::{Id, Values};
 use ckptmerge_format::{Extent, Fault, FormatError, Index, Metadata, Reader, Source};
 use std::collections::HashMap;
 use std::io::BufReader;
@@ -35,8 +36,30 @@ struct Entry {
     unusable: Option<String>,
 }
 
+/// What one call of `torch.save` wrote.
+pub(crate) struct Archive {
+    pub(crate) values: Values,
+    pub(crate) root: Id,
+    pub(crate) storages: Storages,
+    /// Where our own metadata is.
+    metadata: Option<Extent>,
+}
+
 /// The table of a zip archive.
 pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
+    let archive = open(source)?;
+    let mut index = table(&archive.values, &archive.storages, archive.root)?;
+    if let Some(extent) = archive.metadata {
+        let json = read(source, extent, MAX_METADATA)?;
+        let own: Metadata = serde_json::from_slice(&json)
+            .map_err(|error| FormatError::corrupt(format!("`{METADATA}` is not text pairs in JSON: {error}")))?;
+        index.metadata.extend(own);
+    }
+    Ok(index)
+}
+
+/// Runs the pickle of a zip archive and finds its storages.
+pub(crate) fn open(source: &dyn Source) -> Result<Archive, FormatError> {
     let entries = entries(source)?;
     let mut pickles = entries.iter().filter_map(|entry| {
         let folder = entry.name.strip_suffix("/data.pkl")?;
@@ -85,14 +108,8 @@ pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
         return Err(FormatError::corrupt("`data.pkl` is damaged: it has another CRC-32 than the archive says"));
     }
     let (values, root) = unpickle(&mut Input::new(source, pickle.offset, pickle.offset + pickle.length))?;
-    let mut index = table(&values, &storages, root)?;
-    if let Some(extent) = usable(METADATA) {
-        let json = read(source, extent?, MAX_METADATA)?;
-        let own: Metadata = serde_json::from_slice(&json)
-            .map_err(|error| FormatError::corrupt(format!("`{METADATA}` is not text pairs in JSON: {error}")))?;
-        index.metadata.extend(own);
-    }
-    Ok(index)
+    let metadata = usable(METADATA).transpose()?;
+    Ok(Archive { values, root, storages, metadata })
 }
 
 /// All entries, in the order of their bytes.

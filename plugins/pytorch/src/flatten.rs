@@ -18,7 +18,7 @@ const MAX_TENSORS: usize = 1 << 19;
 /// The most children looked at, over all visits of all containers.
 const MAX_STEPS: usize = 1 << 24;
 /// The longest name of a tensor, and all of them together, in bytes.
-const MAX_NAME: usize = 1000;
+pub(crate) const MAX_NAME: usize = 1000;
 const MAX_NAMES: usize = 1 << 27;
 
 /// One component of a path.

@@ -3,8 +3,11 @@
 //! The pickles are a magic number, the version 1001, facts about the writing machine, the object, and the sorted keys
 //! of the storages. For each key follow the number of elements, in 64 bits, and the elements: both little-endian on
 //! every machine, whatever the facts say.
+//!
+//! The main file of a distributed checkpoint is a single pickle, and handed on (`distributed`).
 
 use crate::archive::MAX_PICKLE;
+use crate::distributed;
 use crate::input::Input;
 use crate::machine::unpickle;
 use crate::table::table;
@@ -24,18 +27,20 @@ pub(crate) const MAGIC_BYTES: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x
 /// The table of a file in this layout.
 pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
     let mut input = Input::new(source, 0, MAX_PICKLE);
-    let mut number = || {
-        let (values, root) = unpickle(&mut input)?;
-        Ok::<_, FormatError>(match values.get(root) {
-            Value::Int(int) => Some(*int),
-            _ => None,
-        })
+    let number = |values: &Values, root| match values.get(root) {
+        Value::Int(int) => Some(*int),
+        _ => None,
     };
-    if number()? != Some(MAGIC) {
+    let (values, root) = unpickle(&mut input)?;
+    if distributed::is_metadata(&values, root) {
+        return distributed::index(source, &values, root);
+    }
+    if number(&values, root) != Some(MAGIC) {
         return Err(FormatError::unsupported("a Python pickle that torch.save did not write")
             .hint("load it where it was made and save its tensors with torch.save or safetensors"));
     }
-    if number()? != Some(VERSION) {
+    let (values, root) = unpickle(&mut input)?;
+    if number(&values, root) != Some(VERSION) {
         return Err(FormatError::unsupported(format!("a version of torch's old layout other than {VERSION}")));
     }
     unpickle(&mut input)?;

@@ -1,4 +1,4 @@
-//! PyTorch checkpoints: what `torch.save` and `torch.jit.save` write, since torch 0.1.
+//! PyTorch checkpoints: what `torch.save` and `torch.jit.save` write, since torch 0.1, and `torch.distributed.checkpoint`.
 //!
 //! A checkpoint is a pickle of nested Python objects and the bytes of the storages that its tensors are views of. The
 //! pickle is run by a machine that builds notes instead of objects (`machine`), so that no code in a file is ever
@@ -10,6 +10,7 @@
 use ckptmerge_format::{DType, Format, FormatError, HEAD, Index, Metadata, Segment, Source, TensorSpec, WritePlan};
 
 mod archive;
+mod distributed;
 mod dtype;
 mod flatten;
 mod input;

@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 /// The most top-level scalars that become metadata, and the longest of them, in bytes.
-const MAX_SCALARS: usize = 64;
+pub(crate) const MAX_SCALARS: usize = 64;
 const MAX_SCALAR: usize = 1024;
 
 /// What a part of a training checkpoint is, by its name.
@@ -142,31 +142,34 @@ fn explain_nothing(values: &Values, root: Id) -> Result<(), FormatError> {
 
 /// The root's children that hold tensors, if the root is a training checkpoint and not a model.
 fn parts(values: &Values, found: &[Found]) -> Result<Parts, FormatError> {
-    let mut parts = Parts::default();
-    let mut roles = Vec::new();
+    let mut by_step = HashMap::new();
+    let mut names = Vec::new();
     for step in found.iter().filter(|found| found.nested).filter_map(|found| found.first) {
-        if parts.by_step.contains_key(&step) {
-            continue;
+        if let Entry::Vacant(vacant) = by_step.entry(step) {
+            vacant.insert(names.len());
+            names.push(step_text(values, step)?);
         }
-        let name = step_text(values, step)?;
-        let prefix = format!("{name}.");
-        parts.by_step.insert(step, roles.len());
-        roles.push(role(&name));
-        parts.list.push(Subtree { name, prefix, is_default: false });
     }
-    let only = roles.len() == 1 && found.iter().all(|found| found.nested);
+    let list = subtrees(names, found.iter().all(|found| found.nested));
+    Ok(if list.is_empty() { Parts::default() } else { Parts { list, by_step } })
+}
+
+/// What each of a root's children is whose tensors lie in it, by their names; nothing if the root is itself a model.
+/// `all_nested` says that the root holds no tensor directly.
+pub(crate) fn subtrees(names: Vec<String>, all_nested: bool) -> Vec<Subtree> {
+    let roles: Vec<Role> = names.iter().map(|name| role(name)).collect();
+    let only = roles.len() == 1 && all_nested;
     if !only && roles.iter().all(|role| *role == Role::Unknown) {
-        return Ok(Parts::default());
+        return Vec::new();
     }
     let candidates = |wanted: &[Role]| {
         let mut matching = (0..roles.len()).filter(|&part| wanted.contains(&roles[part]));
         matching.next().map(|first| (first, matching.next().is_none()))
     };
     let chosen = candidates(&[Role::Weights, Role::Unknown]).or_else(|| candidates(&[Role::Average]));
-    if let Some((part, true)) = chosen {
-        parts.list[part].is_default = true;
-    }
-    Ok(parts)
+    let is_default = |part| chosen == Some((part, true));
+    let subtree = |(part, name)| Subtree { prefix: format!("{name}."), name, is_default: is_default(part) };
+    names.into_iter().enumerate().map(subtree).collect()
 }
 
 /// The parts with a tensor that cannot be read, which are left out whole; an error if such a tensor is not in a part,
@@ -217,17 +220,22 @@ fn scalars(values: &Values, root: Id) -> Metadata {
     let mut metadata = Metadata::new();
     for (key, value) in values.entries(root).unwrap_or_default() {
         let Some(key) = values.text(*key).filter(|key| key.len() <= MAX_SCALAR) else { continue };
-        let text = match values.get(*value) {
-            Value::Text(text) if text.len() <= MAX_SCALAR => text.to_string(),
-            Value::Int(int) => int.to_string(),
-            Value::Float(float) => float.to_string(),
-            Value::Bool(bool) => bool.to_string(),
-            _ => continue,
-        };
+        let Some(text) = scalar(values, *value) else { continue };
         metadata.insert(key.to_owned(), text);
         if metadata.len() == MAX_SCALARS {
             break;
         }
     }
     metadata
+}
+
+/// A short text, or a number or truth value as text.
+pub(crate) fn scalar(values: &Values, id: Id) -> Option<String> {
+    match values.get(id) {
+        Value::Text(text) if text.len() <= MAX_SCALAR => Some(text.to_string()),
+        Value::Int(int) => Some(int.to_string()),
+        Value::Float(float) => Some(float.to_string()),
+        Value::Bool(bool) => Some(bool.to_string()),
+        _ => None,
+    }
 }

@@ -176,7 +176,7 @@ fn refuse_bits(values: &Values, metadata: Id) -> Result<(), FormatError> {
 }
 
 /// The numbers of a tuple, list or `torch.Size`.
-fn numbers(values: &Values, id: Id) -> Option<Vec<u64>> {
+pub(crate) fn numbers(values: &Values, id: Id) -> Option<Vec<u64>> {
     let items = match values.call(id) {
         Some((_, Some(size), [items])) if size.name == "Size" => values.sequence(*items)?,
         _ => values.sequence(id)?,
