@@ -75,6 +75,14 @@ impl Conversion {
                 Err(problem) => mismatches.push(Mismatch { tensor: tensor.name.clone(), problem }),
             }
         }
+        for (tensor, planned) in &tensors {
+            let scale = scale_of(tensor, model).filter(|scale| planned.dtype == tensor.dtype && !self.keeps(scale));
+            if let Some(scale) = scale {
+                let problem =
+                    format!("is kept, but its scale `{scale}` is not, without which its numbers mean nothing");
+                mismatches.push(Mismatch { tensor: tensor.name.clone(), problem });
+            }
+        }
         // Scales that were multiplied in have no further meaning.
         tensors.retain(|(tensor, _): &(&Tensor, Planned<'_>)| !consumed.contains(&tensor.name));
         let names: HashMap<&str, String> =

@@ -8,7 +8,7 @@
 # mergekit-yaml. ROUNDS (default 7) times the tools each run once, in an order that is
 # shuffled anew, so that what drifts on the machine falls on all alike; mergekit takes part
 # in the first SLOW_ROUNDS (default 3) only. The inputs are in the page cache, and each run
-# writes a new file, not synced. Prints medians and their ratios to ckptmerge.
+# writes a new file, not synced but where it is said. Prints medians and their ratios to ckptmerge.
 set -euo pipefail
 
 : "${CKPTMERGE:?}" "${FLOOR:?}" "${PYTHON:?}" "${MERGEKIT:?}"
@@ -25,8 +25,11 @@ trap 'rm -rf "$out" "$out.safetensors" "$times"' EXIT
 export HF_HUB_OFFLINE=1
 
 declare -A command=(
-    [ckptmerge]="$CKPTMERGE merge $dir/m0 $dir/m1 $dir/m2 --weights $weights -o $out.safetensors"
+    [ckptmerge]="$CKPTMERGE merge $files --weights $weights -o $out.safetensors --no-sync"
+    [ckptmerge_64M]="$CKPTMERGE merge $files --weights $weights -o $out.safetensors --no-sync --memory 64M"
+    [ckptmerge_synced]="$CKPTMERGE merge $files --weights $weights -o $out.safetensors"
     [floor]="$FLOOR $out.safetensors $files"
+    [floor_synced]="$FLOOR --sync $out.safetensors $files"
     [numpy_linear]="$PYTHON $here/numpy_linear.py $out.safetensors $weights $files"
     [torch_linear]="$PYTHON $here/torch_linear.py $out.safetensors $weights $files"
     [torch_naive]="$PYTHON $here/torch_naive.py $out.safetensors $weights $files"

@@ -149,6 +149,15 @@ fn scales_of_what_stays_stay() -> Outcome {
 }
 
 #[test]
+fn a_weight_is_not_kept_without_its_scale() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    scaled("a.weight", 130, 257, "_scale_inv", &[2, 3]).write(path.join("m.st"))?;
+    convert(path, "m.st o.st --exclude scale").fails(1, &["`a.weight`", "its scale `a.weight_scale_inv` is not"]);
+    Ok(())
+}
+
+#[test]
 fn scales_without_a_meaning_are_refused() -> Outcome {
     let folder = tempdir()?;
     let path = folder.path();

@@ -77,15 +77,23 @@ pub fn mutate(pickle: &[u8], seed: u32) -> Vec<u8> {
     }
     parts.push(rest.to_vec());
 
+    // What an instruction may be replaced by without the stack being another: one that pushes the same kind of thing.
+    let kind = |part: &[u8]| match part.first().copied().unwrap_or_default() {
+        b'J' | b'K' | b'M' | b'I' | b'L' | 0x8a => b'K',
+        b'X' | b'U' | b'T' | b'S' | b'V' | 0x8c => b'X',
+        b'h' | b'j' | b'g' => b'h',
+        b'}' | b']' | b')' | b'N' | 0x88 | 0x89 => b'N',
+        other => other,
+    };
     let mut state = u64::from(seed) << 8 | 1;
     let mut below = |limit: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % limit.max(1)
     };
-    for _ in 0..=below(3) {
+    for _ in 0..=below(8) / 5 {
         let count = parts.len();
         let (from, to) = (below(count), below(count));
-        match below(7) {
+        match below(12) {
             0 => drop(parts.remove(from)),
             1 => drop(parts.drain(from..(from + below(12)).min(count))),
             2 => parts.swap(from, to),
@@ -95,6 +103,12 @@ pub fn mutate(pickle: &[u8], seed: u32) -> Vec<u8> {
             }
             4 => parts[from] = PARTS[below(PARTS.len())].to_vec(),
             5 => parts.insert(from, PARTS[below(PARTS.len())].to_vec()),
+            6..=9 => {
+                let wanted = kind(&parts[from]);
+                let mut same: Vec<_> = parts.iter().filter(|part| kind(part) == wanted).cloned().collect();
+                same.extend(PARTS.iter().filter(|part| kind(part) == wanted).map(|part| part.to_vec()));
+                parts[from] = same.swap_remove(below(same.len()));
+            }
             _ => {
                 let part = &mut parts[from];
                 let place = 1 + below(part.len().saturating_sub(1));
