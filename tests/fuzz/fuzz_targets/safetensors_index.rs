@@ -34,7 +34,7 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
         return fuzzer_mutate(data, size, max_size);
     };
     let (length, room) = (json.len(), max_size.saturating_sub(8 + elements.len()));
-    if room < length {
+    if room == 0 || room < length {
         return fuzzer_mutate(data, size, max_size);
     }
     json.resize(room, 0);
