@@ -25,7 +25,7 @@ const INDEX: &str = ".index.json";
 /// The file that makes a folder a diffusers pipeline.
 const PIPELINE: &str = "model_index.json";
 /// Endings of files that hold weights in one format or another, and so are never copied along.
-const WEIGHT_ENDINGS: [&str; 16] = [
+const WEIGHT_ENDINGS: [&str; 17] = [
     "safetensors",
     "st",
     "sft",
@@ -42,6 +42,7 @@ const WEIGHT_ENDINGS: [&str; 16] = [
     "npz",
     "tflite",
     "pdparams",
+    "distcp",
 ];
 /// Small files beside the weights are copied along up to this size, in bytes.
 const COMPANION_LIMIT: u64 = 256 << 20;

@@ -1,4 +1,4 @@
-//! The command line. One file a subcommand, one line in [`subcommands!`] each.
+//! The command line. One file a subcommand, one line in `subcommands!` each.
 //!
 //! Exit codes: 0 done, 1 failed (for `diff`: different), 2 wrong usage. People's text and JSON go to stdout, progress
 //! and warnings to stderr.

@@ -42,7 +42,7 @@ impl<'a> Group<'a> {
 /// `tile` is given the group's number and the same elements of each input. Groups without elements have no tiles.
 ///
 /// # Errors
-/// As [`write`](super::write).
+/// As [`write`](super::write()).
 pub fn measure<T: Send>(
     groups: &[Group<'_>],
     settings: &Settings,

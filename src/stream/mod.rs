@@ -1,6 +1,6 @@
 //! Tensor data on its way: which range, on which thread, in how much memory.
 //!
-//! Two passes serve everything. [`write`] fills an output file: units of consecutive output bytes are handed to
+//! Two passes serve everything. [`write()`] fills an output file: units of consecutive output bytes are handed to
 //! threads in file order; each unit's inputs are taken from the maps, or read into buffers of the thread's own, run
 //! through the tensor's kernel into one buffer, and written at their place. [`measure`] reduces: each tensor is cut into
 //! tiles of a fixed number of elements, and the tiles' results come back in order. What either computes therefore does

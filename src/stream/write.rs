@@ -166,7 +166,7 @@ fn unit_bytes(inputs: u64, settings: &Settings) -> u64 {
     })
 }
 
-/// Memory that [`write`] takes for these items: the buffers of all threads and what the process takes anyway.
+/// Memory that [`write()`] takes for these items: the buffers of all threads and what the process takes anyway.
 #[must_use]
 pub fn buffer_bytes(items: &[Item<'_>], settings: &Settings) -> u64 {
     let inputs = most_inputs(items);

@@ -19,6 +19,9 @@ use zip::{CompressionMethod, ZipArchive};
 pub(crate) const MAX_PICKLE: u64 = 512 << 20;
 /// The longest of our own metadata, in bytes.
 const MAX_METADATA: u64 = 100_000_000;
+/// The bytes of a zip archive's end record, and of the two of zip64 in front of it.
+const END_RECORD: u64 = 22;
+const END_RECORDS_64: u64 = 56 + 20;
 /// Bytes that are summed at once.
 const BLOCK: u64 = 1 << 16;
 /// The entry that holds metadata, which torch has no place for; torch ignores entries that it does not know.
@@ -119,6 +122,7 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let reader = BufReader::new(Reader::new(source));
     let mut archive = ZipArchive::with_config(config, reader).map_err(zip_error)?;
+    refuse_several(source, archive.central_directory_start())?;
     let mut entries = Vec::with_capacity(archive.len());
     for number in 0..archive.len() {
         let entry = archive.by_index_raw(number).map_err(zip_error)?;
@@ -149,6 +153,21 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
         }
     }
     Ok(entries)
+}
+
+/// Refuses archives one behind another, as distributed checkpoints have them, of which only the first would be found:
+/// behind the central directory of the last archive there is its end record, and zip64's in front of that.
+fn refuse_several(source: &dyn Source, directory: u64) -> Result<(), FormatError> {
+    let mut record = [0; END_RECORD as usize];
+    let Some(start) = source.len().checked_sub(END_RECORD) else { return Ok(()) };
+    source.read_at(start, &mut record)?;
+    let length = u32::from_le_bytes([record[12], record[13], record[14], record[15]]);
+    let end = directory.saturating_add(length.into());
+    if record.starts_with(b"PK\x05\x06") && start > end.saturating_add(END_RECORDS_64) {
+        return Err(FormatError::unsupported("the file holds several archives one behind another")
+            .hint("if it is a data file of a distributed checkpoint, name its folder instead"));
+    }
+    Ok(())
 }
 
 /// All bytes of an entry of at most `limit` bytes.

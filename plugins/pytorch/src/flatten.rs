@@ -19,7 +19,7 @@ const MAX_TENSORS: usize = 1 << 19;
 const MAX_STEPS: usize = 1 << 24;
 /// The longest name of a tensor, and all of them together, in bytes.
 pub(crate) const MAX_NAME: usize = 1000;
-const MAX_NAMES: usize = 1 << 27;
+const MAX_NAMES: usize = 1 << 26;
 
 /// One component of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,7 +91,12 @@ impl Walk<'_> {
             return self.emit(id);
         }
         if is_array(self.values, id) {
-            self.arrays.push(self.name()?);
+            let name = self.name()?;
+            self.names += name.len();
+            if self.names > MAX_NAMES {
+                return Err(FormatError::new(Fault::Limit, format!("more than {MAX_NAMES} bytes of names")));
+            }
+            self.arrays.push(name);
             return self.count(1);
         }
         if self.path.len() >= MAX_DEPTH {
@@ -212,10 +217,26 @@ impl Walk<'_> {
             Step::Key(key) => !values.text(*key).is_some_and(|name| passing.contains(name)),
             _ => true,
         };
-        let mut children = self.children(parameters)?;
-        children.extend(self.children(buffers)?.into_iter().filter(|(step, _)| persists(step)));
-        children.extend(self.children(modules)?);
+        let mut children = self.members(parameters)?;
+        children.extend(self.members(buffers)?.into_iter().filter(|(step, _)| persists(step)));
+        children.extend(self.members(modules)?);
         Ok(Some(children))
+    }
+
+    /// What a dictionary of a module holds. Nothing but dictionaries is looked into here: an object in their place
+    /// could lead back to the module.
+    fn members(&mut self, id: Id) -> Result<Vec<(Step, Id)>, FormatError> {
+        let values = self.values;
+        match values.get(id) {
+            Value::Dict(entries) => self.keyed(entries),
+            Value::Call(call) => match values.global(call.callable) {
+                Some(Global { module, name }) if module == "collections" && name == "OrderedDict" => {
+                    self.ordered(call, values.sequence(call.args).unwrap_or_default())
+                }
+                _ => Ok(Vec::new()),
+            },
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Attributes by name; objects with slots have a pair of such dictionaries.

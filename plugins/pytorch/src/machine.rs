@@ -13,6 +13,8 @@ use std::collections::HashMap;
 const MAX_VALUES: usize = 1 << 23;
 /// The longest text that is kept, in bytes; longer ones (a module's source code) are passed over.
 const MAX_TEXT: u64 = 1 << 20;
+/// The longest name of a class or function, in bytes; each mention of it is a copy.
+const MAX_GLOBAL: usize = 1024;
 
 /// Runs one pickle to its STOP.
 pub(crate) fn unpickle(input: &mut Input<'_>) -> Result<(Values, Id), FormatError> {
@@ -156,6 +158,9 @@ impl Machine<'_, '_> {
                 let (Some(module), Some(name)) = (self.values.text(module), self.values.text(name)) else {
                     return Err(self.corrupt("a class or function is named by something that is not text"));
                 };
+                if module.len().max(name.len()) > MAX_GLOBAL {
+                    return Err(self.corrupt("the name of a class or function is too long"));
+                }
                 let (module, name) = (module.to_owned(), name.to_owned());
                 self.push(Value::Global(Box::new(Global { module, name })))
             }
@@ -394,8 +399,8 @@ impl Machine<'_, '_> {
     }
 
     fn global(&mut self) -> Result<Value, FormatError> {
-        let module = self.input.line(MAX_TEXT as usize)?;
-        let name = self.input.line(MAX_TEXT as usize)?;
+        let module = self.input.line(MAX_GLOBAL)?;
+        let name = self.input.line(MAX_GLOBAL)?;
         match (String::from_utf8(module), String::from_utf8(name)) {
             (Ok(module), Ok(name)) => Ok(Value::Global(Box::new(Global { module, name }))),
             _ => Err(self.corrupt("the name of a class or function is not UTF-8")),

@@ -159,6 +159,11 @@ fn parts(values: &Values, found: &[Found]) -> Result<Parts, FormatError> {
 pub(crate) fn subtrees(names: Vec<String>, all_nested: bool) -> Vec<Subtree> {
     let roles: Vec<Role> = names.iter().map(|name| role(name)).collect();
     let only = roles.len() == 1 && all_nested;
+    // Names that cannot be told apart choose nothing.
+    let distinct: HashSet<&str> = names.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+    if distinct.len() < names.len() {
+        return Vec::new();
+    }
     if !only && roles.iter().all(|role| *role == Role::Unknown) {
         return Vec::new();
     }

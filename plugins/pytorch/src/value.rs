@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+/// The longest key of a storage, in bytes. torch's own are numbers and file names.
+const MAX_KEY: usize = 1024;
+
 /// Which value: an index into [`Values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Id(u32);
@@ -144,7 +147,8 @@ impl Values {
     /// A storage's key as text, however it was written.
     pub(crate) fn key(&self, id: Id) -> Option<String> {
         match self.get(id) {
-            Value::Text(text) => Some(text.to_string()),
+            // Each mention of a key is a copy, so long ones are none.
+            Value::Text(text) if text.len() <= MAX_KEY => Some(text.to_string()),
             Value::Int(int) => Some(int.to_string()),
             _ => None,
         }

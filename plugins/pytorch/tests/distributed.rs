@@ -211,6 +211,15 @@ fn a_file_without_a_folder_is_refused() {
 }
 
 #[test]
+fn a_data_file_alone_is_refused() {
+    for name in ["plain", "threads", "mesh"] {
+        let error =
+            PyTorch.index(&Folder::read(&fixtures().join(name).join("__0_0.distcp"))).expect_err("it is a part");
+        assert!(error.to_string().contains("name its folder"), "{name}: {error}");
+    }
+}
+
+#[test]
 fn no_cut_and_no_flipped_byte_panics() {
     let whole = Folder::read(&fixtures().join("sharded/.metadata"));
     let check = |folder: &Folder| {

@@ -142,6 +142,8 @@ impl Format for Safetensors {
             crate_dtype(tensor.dtype).map_err(|error| error.at(&tensor.name))?;
             let elements = tensor.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d)).ok_or_else(too_large)?;
             let length = tensor.dtype.size_of(elements).ok_or_else(too_large)?;
+            // The reference implementation counts bits.
+            length.checked_mul(8).ok_or_else(too_large)?;
             let start = end;
             end = start.checked_add(length).ok_or_else(too_large)?;
             offsets[i] = Some(start);
