@@ -288,8 +288,18 @@ fn files_are_short_and_say_what_they_are_for() -> Outcome {
 #[test]
 fn the_top_of_the_repository_is_tidy() {
     let names = names_in(root());
-    let strangers: Vec<_> =
-        names.iter().filter(|name| !name.starts_with('.') && !TOP.contains(&name.as_str())).collect();
+    let ignore = std::fs::read_to_string(root().join(".gitignore")).expect("there is a .gitignore");
+    // What people make here by following the README is theirs: `/name` or `/*.ending`.
+    let ignored = |name: &str| {
+        ignore.lines().filter_map(|line| line.strip_prefix('/')).any(|pattern| match pattern.strip_prefix('*') {
+            Some(ending) => name.ends_with(ending),
+            None => name == pattern,
+        })
+    };
+    let strangers: Vec<_> = names
+        .iter()
+        .filter(|name| !name.starts_with('.') && !TOP.contains(&name.as_str()) && !ignored(name.as_str()))
+        .collect();
     assert!(strangers.is_empty(), "{strangers:?}");
     assert!(names.iter().any(|name| name == "Cargo.toml"), "this is not the repository: {names:?}");
 }
