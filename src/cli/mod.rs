@@ -57,10 +57,11 @@ subcommands! {
     Man in man,
 }
 
-/// Merges, inspects and compares model checkpoints.
+/// Merges, converts, inspects and compares model checkpoints.
 ///
-/// A MODEL is a safetensors file, an index of shards (…safetensors.index.json), a Hugging Face folder or a diffusers
-/// pipeline. What it is is told by its content, not by its name.
+/// A MODEL is a file in any format that `ckptmerge formats` lists, an index of shards (….index.json), a Hugging Face
+/// folder, a diffusers pipeline or a folder of torch.distributed.checkpoint. What it is is told by its content, not by
+/// its name.
 #[derive(Parser)]
 #[command(name = "ckptmerge", version, propagate_version = true, max_term_width = 110)]
 #[command(after_help = "Example: ckptmerge merge a.st b.st --weights 0.6,0.4 -o merged.safetensors")]

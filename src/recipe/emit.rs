@@ -81,18 +81,25 @@ impl Plan<'_> {
     /// # Errors
     /// As [`Self::emit`], so far as it can be told without reading data.
     pub fn predict(&self, target: &Target, settings: &Settings) -> Result<Prediction> {
+        Ok(self.prepare(target, settings)?.1)
+    }
+
+    /// The files laid out, what they cost, and whether they are in a folder; nothing that is there would be lost.
+    fn prepare(&self, target: &Target, settings: &Settings) -> Result<(Files<'_, '_>, Prediction, bool)> {
         let is_folder = self.makes_folder(target)?;
         let files = Files::new(self, target, is_folder)?;
         if is_folder {
             self.check_replaceable(target, &files)?;
         }
         let items: Vec<_> = files.weights.iter().flat_map(OutputFile::items).collect();
-        Ok(Prediction {
+        let prediction = Prediction {
             read: Bytes(items.iter().flat_map(|item| &item.inputs).map(|input| input.tensor.bytes).sum()),
             written: Bytes(files.weights.iter().map(|file| file.plan.length).sum()),
             memory: Bytes(stream::buffer_bytes(&items, settings)),
             files: files.weights.len(),
-        })
+        };
+        drop(items);
+        Ok((files, prediction, is_folder))
     }
 
     /// Writes the output, which appears under its name when it is complete.
@@ -101,9 +108,8 @@ impl Plan<'_> {
     /// [`Error::Changed`] if an input changes meanwhile, [`Error::NoSpace`], [`Error::Io`], [`Error::Interrupted`].
     /// Whatever was there before is then untouched.
     pub fn emit(&self, target: &Target, settings: &Settings, control: Control<'_>) -> Result<Prediction> {
-        let prediction = self.predict(target, settings)?;
-        let files = Files::new(self, target, self.makes_folder(target)?)?;
-        if self.makes_folder(target)? {
+        let (files, prediction, is_folder) = self.prepare(target, settings)?;
+        if is_folder {
             self.emit_folder(target, files, settings, control)?;
         } else {
             for file in &files.weights {

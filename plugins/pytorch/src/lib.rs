@@ -37,7 +37,7 @@ impl Format for PyTorch {
     }
 
     fn about(&self) -> &'static str {
-        "PyTorch checkpoints: state dicts, training checkpoints, whole modules and TorchScript, never executed"
+        "PyTorch checkpoints: state dicts, training checkpoints, whole modules, TorchScript and distributed folders, never executed"
     }
 
     fn extensions(&self) -> &'static [&'static str] {
