@@ -3,7 +3,7 @@
 use crate::model::{Model, Outcome, Ran, binary, fixture, names_in, read, run};
 use ckptmerge::checkpoint::FORMATS;
 use ckptmerge::dtype::DType;
-use ckptmerge::merge::METHODS;
+use ckptmerge::merge::{Base, METHODS};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Stdio;
@@ -252,13 +252,14 @@ fn methods_and_formats_are_listed() -> Outcome {
     let (text, document) = (run(here, "methods").ok().stdout, run(here, "methods --json").ok().json());
     assert_eq!(document.as_array().map(Vec::len), Some(METHODS.len()));
     for (method, entry) in METHODS.iter().zip(document.as_array().into_iter().flatten()) {
-        assert_eq!((&entry["name"], &entry["formula"]), (&json!(method.name()), &json!(method.formula())));
-        assert_eq!(entry["needs_base"], json!(method.needs_base()));
-        assert_eq!(entry["parameters"].as_array().map(Vec::len), Some(method.parameters().len()));
-        for part in [method.name(), method.about(), method.formula(), method.source()] {
+        let about = method.about();
+        assert_eq!((&entry["name"], &entry["formula"]), (&json!(about.name), &json!(about.formula)));
+        assert_eq!(entry["needs_base"], json!(about.base == Base::Required));
+        assert_eq!(entry["parameters"].as_array().map(Vec::len), Some(about.parameters.len()));
+        for part in [about.name, about.what, about.formula, about.source] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
-        for parameter in method.parameters() {
+        for parameter in about.parameters {
             assert!(text.contains(&format!("-p {}={}", parameter.name, parameter.default)), "{text}");
         }
     }

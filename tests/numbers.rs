@@ -22,14 +22,12 @@ struct Golden {
 fn goldens() -> Vec<Golden> {
     let recipe = |method: &str, weights: [f64; 2], normalize: bool, dtype: DType| {
         let recipe = Recipe::new(method).expect("the method is there").weights(&weights);
-        Recipe { normalize, dtype: Some(dtype), ..recipe }
+        Recipe { normalize: Some(normalize), dtype: Some(dtype), ..recipe }
     };
     let regex = |pattern: &str| Regex::new(pattern).expect("the pattern is written here");
     let linear = |weights, normalize| recipe("linear", weights, normalize, DType::F32);
     let task = |weights, lambda: f64, normalize| {
-        let mut recipe = recipe("task_arithmetic", weights, normalize, DType::F32);
-        recipe.parameters.insert("lambda".to_owned(), lambda);
-        recipe
+        recipe("task_arithmetic", weights, normalize, DType::F32).parameter("lambda", lambda)
     };
     let filter = Recipe {
         weights_for: vec![(regex("self_attn"), vec![0.2, 0.8]), (regex(r"layers\.1\."), vec![0.9, 0.6])],
@@ -100,7 +98,7 @@ fn mergekit_merges_the_same() -> Outcome {
         let lacking: Vec<_> = says.iter().filter(|part| !yaml.contains(**part)).collect();
         assert!(lacking.is_empty(), "{name}.yml does not say {lacking:?}, so the recipe here is not its own");
 
-        let with_base = recipe.method.needs_base().then(|| fixture("llama/base"));
+        let with_base = recipe.method.about().needs_base().then(|| fixture("llama/base"));
         let out = folder.path().join(format!("{name}.safetensors"));
         merge(&recipe, &[fixture("llama/a"), fixture("llama/b")], with_base.as_deref(), &out)?;
         let (merged, golden) = (read(&out)?, read(&fixture("llama/golden").join(format!("{name}.safetensors")))?);
@@ -168,7 +166,7 @@ fn the_merged_classifier_knows_all_digits() -> Outcome {
         assert_eq!(report["models"][name]["weights"]["low"].as_f64(), Some(weight));
         let out = folder.path().join(format!("{name}.safetensors"));
         let recipe = Recipe::new(method)?.weights(&[weight, weight]);
-        let base = recipe.method.needs_base().then(|| file("base.safetensors"));
+        let base = recipe.method.about().needs_base().then(|| file("base.safetensors"));
         merge(&recipe, &tuned, base.as_deref(), &out)?;
         assert_eq!(Some(correct_answers(&read(&out)?, &images, &labels)), expected(name), "{name}");
     }
@@ -252,7 +250,7 @@ fn compare_with_exact_sums(models: usize, method: &str, output: Option<DType>, f
     let written = files.iter().enumerate().map(|(i, file)| file.write(folder.join(format!("{i}.st"))));
     let mut paths = written.collect::<Outcome<Vec<PathBuf>>>()?;
     let recipe = Recipe { dtype: output, ..Recipe::new(method)? };
-    let base = if recipe.method.needs_base() { paths.pop() } else { None };
+    let base = if recipe.method.about().needs_base() { paths.pop() } else { None };
     let weights: Vec<f64> = paths.iter().map(|_| f64::from((1.5 * random.uniform()) as f32)).collect();
     let out = folder.join("out.safetensors");
     merge(&recipe.weights(&weights), &paths, base.as_deref(), &out)?;

@@ -42,18 +42,24 @@ pub(super) struct Merge {
     /// How to merge; `ckptmerge methods` lists them [default: linear, or task-arithmetic with --base]
     #[arg(short, long, value_name = "NAME")]
     method: Option<String>,
-    /// A parameter of the method, such as lambda=0.5
+    /// A parameter of the method, such as density=0.5; may be repeated
+    ///
+    /// Where each model has its own, density=0.5,0.3 gives them in order. Where there is one, t=0,0.5,1 spreads values
+    /// over the layers, first to last.
     #[arg(short, long = "parameter", value_name = "KEY=VALUE", value_parser = parameter)]
-    parameters: Vec<(String, f64)>,
+    parameters: Vec<(String, String)>,
     /// The type of merged tensors: f32, bf16, f16, f64, f8_e4m3, f8_e5m2, q8_0, … [default: holds all inputs']
     ///
     /// Numbers too large for it become infinite; in f8_e4m3, which has no infinity, its largest.
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<DType>,
-    /// Divide weights by their sum
+    /// What random choices follow from, for methods that make some
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Divide weights by their sum (the default of ties and other methods that average)
     #[arg(long, overrides_with = "no_normalize")]
     normalize: bool,
-    /// Use weights as they are given (the default)
+    /// Use weights as they are given (the default of most methods)
     #[arg(long)]
     no_normalize: bool,
     /// Merge only tensors whose name matches; others are copied from the base, or else the first model
@@ -106,25 +112,29 @@ fn weights_for(text: &str) -> Result<(Regex, Vec<f64>), String> {
     Ok((pattern, weight_list(weights)?.0))
 }
 
-fn parameter(text: &str) -> Result<(String, f64), String> {
+fn parameter(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
-    Ok((name.to_owned(), value.trim().parse().map_err(|_| format!("`{value}` is not a number"))?))
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 impl Merge {
     fn recipe(&self) -> Result<Recipe, Error> {
         let method = self.method.as_deref().unwrap_or(if self.base.is_some() { "task-arithmetic" } else { "linear" });
-        Ok(Recipe {
+        let mut recipe = Recipe {
             weights: self.weights.clone().map(|weights| weights.0),
             weights_for: self.weights_for.clone(),
-            parameters: self.parameters.iter().cloned().collect(),
-            normalize: self.normalize,
+            normalize: (self.normalize || self.no_normalize).then_some(self.normalize),
+            seed: self.seed,
             dtype: self.dtype,
             include: self.include.clone(),
             exclude: self.exclude.clone(),
             missing: self.missing,
             ..Recipe::new(method)?
-        })
+        };
+        for (name, value) in &self.parameters {
+            recipe.set(name, value)?;
+        }
+        Ok(recipe)
     }
 }
 
@@ -201,8 +211,8 @@ fn would(plan: &Plan<'_>, method: &dyn Method, target: &Target, predicted: Predi
         target.path.display(),
         count(plan.tensors.len() as u64, "tensor"),
         count(files as u64, "file"),
-        method.name(),
-        method.formula(),
+        method.about().name,
+        method.about().formula,
     )
 }
 
@@ -238,7 +248,7 @@ fn document(
         .collect();
     json!({
         "output": target.path.display().to_string(),
-        "method": method.name(),
+        "method": method.about().name,
         "written": seconds.is_some(),
         "seconds": seconds,
         "tensors": plan.tensors.len(),

@@ -1,7 +1,7 @@
 //! `ckptmerge methods`
 
 use super::{Common, Run};
-use crate::merge::METHODS;
+use crate::merge::{About, Base, METHODS, Method, Scope};
 use clap::Args;
 use serde_json::json;
 use std::process::ExitCode;
@@ -16,35 +16,41 @@ pub(super) struct Methods {}
 impl Run for Methods {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let text = || {
-            let describe = |method: &&dyn crate::merge::Method| {
-                let mut text = format!(
-                    "{}\n    {}{}\n    {}\n    {}\n",
-                    method.name(),
-                    method.about(),
-                    if method.needs_base() { " (needs --base)" } else { "" },
-                    method.formula(),
-                    method.source(),
-                );
-                for parameter in method.parameters() {
-                    text += &format!("    -p {}={}: {}\n", parameter.name, parameter.default, parameter.about);
+            let describe = |method: &&dyn Method| {
+                let about = method.about();
+                let base = match about.base {
+                    Base::Required => " (needs --base)",
+                    Base::Optional => " (with --base, of the changes)",
+                    Base::None | Base::Counts => "",
+                };
+                let About { name, what, formula, source, .. } = about;
+                let mut text = format!("{name}\n    {what}{base}\n    {formula}\n    {source}\n");
+                for parameter in about.parameters {
+                    let each = if parameter.scope == Scope::PerModel { ", one or one for each model" } else { "" };
+                    text += &format!("    -p {}={}: {}{each}\n", parameter.name, parameter.default, parameter.about);
                 }
                 text
             };
             METHODS.iter().map(describe).collect::<Vec<_>>().join("\n")
         };
         let json = || {
-            let describe = |method: &&dyn crate::merge::Method| {
-                let parameters: Vec<_> = method
-                    .parameters()
+            let describe = |method: &&dyn Method| {
+                let about = method.about();
+                let parameters: Vec<_> = about
+                    .parameters
                     .iter()
-                    .map(|p| json!({"name": p.name, "default": p.default, "about": p.about}))
+                    .map(|p| {
+                        let per_model = p.scope == Scope::PerModel;
+                        json!({"name": p.name, "default": p.default, "per_model": per_model, "about": p.about})
+                    })
                     .collect();
                 json!({
-                    "name": method.name(),
-                    "about": method.about(),
-                    "formula": method.formula(),
-                    "source": method.source(),
-                    "needs_base": method.needs_base(),
+                    "name": about.name,
+                    "about": about.what,
+                    "formula": about.formula,
+                    "source": about.source,
+                    "needs_base": about.base == Base::Required,
+                    "normalizes": about.normalizes,
                     "parameters": parameters,
                 })
             };

@@ -34,6 +34,7 @@ mod block;
 mod lanes;
 mod scalar;
 mod sum;
+pub mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

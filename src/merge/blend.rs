@@ -4,6 +4,7 @@
 //! or the output is F64. Coefficients are rounded to the type that is computed in.
 
 use crate::dtype::{self, DType, Simd, Term, Term64};
+use crate::error::Result;
 use crate::stream::Kernel;
 
 /// What a method has solved for.
@@ -29,7 +30,7 @@ pub struct BlendKernel {
 }
 
 impl Kernel for BlendKernel {
-    fn run(&self, _start: u64, inputs: &[&[u8]], out: &mut [u8]) {
+    fn run(&self, _start: u64, inputs: &[&[u8]], out: &mut [u8]) -> Result<()> {
         let models = self.blend.coefficients.len();
         let base = self.blend.from_base.then(|| (self.inputs[models], inputs[models]));
         let terms = self.inputs.iter().zip(inputs).zip(&self.blend.coefficients);
@@ -41,6 +42,7 @@ impl Kernel for BlendKernel {
                 terms.map(|((&dtype, bytes), &weight)| Term { dtype, bytes, weight: weight as f32 }).collect();
             dtype::weighted_sum(self.simd, base, &terms, self.output, out);
         }
+        Ok(())
     }
 }
 
@@ -49,7 +51,8 @@ impl Kernel for BlendKernel {
 pub struct CopyKernel;
 
 impl Kernel for CopyKernel {
-    fn run(&self, _start: u64, inputs: &[&[u8]], out: &mut [u8]) {
+    fn run(&self, _start: u64, inputs: &[&[u8]], out: &mut [u8]) -> Result<()> {
         out.copy_from_slice(inputs[0]);
+        Ok(())
     }
 }

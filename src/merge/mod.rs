@@ -1,87 +1,188 @@
 //! Merge methods: measure, solve, blend.
 //!
-//! A method is its mathematics: from the weights and parameters of one tensor (and, for methods that look at the
-//! data, from a few numbers that one pass has measured) it solves for a [`Blend`], the coefficients of one fused
-//! elementwise pass. Streaming, threads and memory are not its business. The two methods here need no measuring.
+//! A [`Method`] is its mathematics. For one tensor it is given weights, parameters and [`Data`], by which it measures in
+//! streaming passes what it needs: inner products, order statistics, sums. It solves for a [`Solution`]: coefficients of
+//! a weighted sum, or a function of single elements (or rows) of the inputs. Streaming, threads, memory and types are
+//! not its business.
 //!
-//! A new method is one file and one line in [`METHODS`].
+//! A [`Node`] is a method with its inputs, which may be tensors, elements that are computed, and other nodes; solved, it
+//! is a [`Program`] that the writing pass runs.
+//!
+//! Numbers are f32, sums over elements f64; weighted sums are f64 where an input or the output is F64.
+//!
+//! A new method is one file in `methods/` and one line in [`METHODS`].
 
 mod blend;
-mod linear;
+mod data;
+mod methods;
+mod node;
+mod random;
 mod scale;
-mod task_arithmetic;
+mod select;
+mod terms;
 
 pub use blend::{Blend, BlendKernel, CopyKernel};
+pub use data::{Block, Data, Gram};
+pub use methods::METHODS;
+pub use node::{Generator, Input, Node, Program};
+pub use random::{Key, threshold};
 pub use scale::ScaleKernel;
+pub use select::select;
+pub use terms::{Parameter, Scope, Terms};
 
 use crate::error::{Error, Result};
 
-/// Every merge method.
-pub static METHODS: &[&dyn Method] = &[&linear::Linear, &task_arithmetic::TaskArithmetic];
+/// What is known of a method without running it.
+#[derive(Debug)]
+pub struct About {
+    /// The name on the command line and in recipes.
+    pub name: &'static str,
+    /// One line on what it does.
+    pub what: &'static str,
+    /// The formula: `x` for the models, `w` for the weights, `b` for the base.
+    pub formula: &'static str,
+    /// Where it comes from.
+    pub source: &'static str,
+    /// What it does with a base model.
+    pub base: Base,
+    /// The fewest and the most models it merges, the base not counted unless it counts as a model.
+    pub models: (usize, usize),
+    /// The weight of a model when none is given.
+    pub weight: Weight,
+    /// Whether weights are divided by their sum when nothing is said.
+    pub normalizes: bool,
+    /// The parameters it takes beside weights.
+    pub parameters: &'static [Parameter],
+}
+
+impl About {
+    /// Whether it cannot do without a base model.
+    #[must_use]
+    pub fn needs_base(&self) -> bool {
+        self.base == Base::Required
+    }
+}
+
+/// Any number of models.
+pub const ANY: usize = usize::MAX;
+
+/// What a method does with a base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// It has no use for one, and refuses it.
+    None,
+    /// It needs one.
+    Required,
+    /// It works on differences from one if there is one, else on the models themselves.
+    Optional,
+    /// It takes one for the first of its models.
+    Counts,
+}
+
+/// The weight of a model when none is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// The method knows no weights.
+    Unused,
+    /// 1.
+    One,
+    /// 1/N for N models.
+    Share,
+}
+
+impl Weight {
+    /// The number, for this many models.
+    #[must_use]
+    pub fn default(self, models: usize) -> f64 {
+        match self {
+            Self::Share => 1.0 / models as f64,
+            Self::One | Self::Unused => 1.0,
+        }
+    }
+}
 
 /// A way to make one tensor of several.
 pub trait Method: Sync {
-    /// The name on the command line and in recipes.
-    fn name(&self) -> &'static str;
+    /// What it is.
+    fn about(&self) -> &About;
 
-    /// One line on what it does.
-    fn about(&self) -> &'static str;
-
-    /// The formula: `x` for the models, `w` for the weights, `b` for the base.
-    fn formula(&self) -> &'static str;
-
-    /// Where it comes from.
-    fn source(&self) -> &'static str;
-
-    /// Whether it works on differences from a base model. One that does needs it; one that does not refuses it.
-    fn needs_base(&self) -> bool;
-
-    /// The parameters it takes beside weights.
-    fn parameters(&self) -> &'static [Parameter];
-
-    /// The weight of each of `models` models when none are given.
-    fn default_weight(&self, models: usize) -> f64;
-
-    /// The coefficients for one tensor.
+    /// What is wrong with weights or parameters, before any data is read.
     ///
     /// # Errors
-    /// What is wrong with the weights or parameters.
-    fn solve(&self, terms: &Terms<'_>) -> Result<Blend, String>;
+    /// A message for people.
+    fn check(&self, _terms: &Terms) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// How many elements must come together, such as a row; a divisor of the tensor's number of elements.
+    fn unit(&self, _terms: &Terms) -> u64 {
+        1
+    }
+
+    /// Bytes that a solution holds, beside a few numbers.
+    fn memory(&self, _terms: &Terms) -> u64 {
+        0
+    }
+
+    /// The weighted sum that it comes to, if that takes no look at the data.
+    fn fixed(&self, _terms: &Terms) -> Option<Blend> {
+        None
+    }
+
+    /// What to measure over all tensors of the merge before any of them is solved: numbers that [`Terms::survey`] then
+    /// holds. Given the tensors one after the other, with whatever the ones before made.
+    ///
+    /// # Errors
+    /// As the passes over the data.
+    fn survey(&self, _terms: &Terms, _tensors: &[Data<'_>]) -> Result<Vec<f64>> {
+        Ok(Vec::new())
+    }
+
+    /// What becomes of one tensor.
+    ///
+    /// # Errors
+    /// As the passes over the data; [`Error::Mismatch`] if the tensor cannot be merged so.
+    fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution>;
 }
 
-/// A named number that a method takes.
-#[derive(Clone, Copy, Debug)]
-pub struct Parameter {
-    /// The name in `-p name=value`.
-    pub name: &'static str,
-    /// Its value when none is given.
-    pub default: f64,
-    /// What it does.
-    pub about: &'static str,
+/// What a method has solved for.
+pub enum Solution {
+    /// A weighted sum.
+    Sum(Blend),
+    /// A function of the inputs' elements.
+    Elementwise(Box<dyn Elementwise>),
 }
 
-/// What a method solves from, for one tensor.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
-    /// A weight for each model, as given.
-    pub weights: &'a [f64],
-    /// Whether weights are to be divided by their sum.
-    pub normalize: bool,
-    /// The values of [`Method::parameters`], in their order.
-    pub parameters: &'a [f64],
+impl Solution {
+    /// A function of elements.
+    pub fn of(function: impl Elementwise + 'static) -> Self {
+        Self::Elementwise(Box::new(function))
+    }
+
+    /// `Σ cᵢ·xᵢ`.
+    #[must_use]
+    pub fn sum(coefficients: Vec<f64>) -> Self {
+        Self::Sum(Blend { from_base: false, coefficients })
+    }
+
+    /// `b + Σ cᵢ·(xᵢ − b)`.
+    #[must_use]
+    pub fn around_base(coefficients: Vec<f64>) -> Self {
+        Self::Sum(Blend { from_base: true, coefficients })
+    }
 }
 
-impl Terms<'_> {
-    /// The weights, divided by their sum if that was asked for.
-    fn normalized(&self) -> Result<Vec<f64>, String> {
-        if !self.normalize {
-            return Ok(self.weights.to_vec());
-        }
-        let sum: f64 = self.weights.iter().sum();
-        if sum == 0.0 {
-            return Err("the weights add up to 0, so they cannot be normalized".to_owned());
-        }
-        Ok(self.weights.iter().map(|weight| weight / sum).collect())
+/// A function of the elements of a tensor's inputs.
+pub trait Elementwise: Send + Sync {
+    /// Computes `out` from a block, whose inputs it may overwrite.
+    ///
+    /// A block is always a whole number of [`Method::unit`]s; nothing may depend on how many.
+    fn apply(&self, block: &mut Block<'_>, out: &mut [f32]);
+}
+
+impl<F: Fn(&mut Block<'_>, &mut [f32]) + Send + Sync> Elementwise for F {
+    fn apply(&self, block: &mut Block<'_>, out: &mut [f32]) {
+        self(block, out);
     }
 }
 
@@ -93,7 +194,7 @@ pub fn method(name: &str) -> Result<&'static dyn Method> {
     let wanted = name.to_lowercase().replace('_', "-");
     METHODS
         .iter()
-        .find(|method| method.name() == wanted)
+        .find(|method| method.about().name == wanted)
         .copied()
-        .ok_or_else(|| Error::unknown("merge method", name, METHODS.iter().map(|method| method.name())))
+        .ok_or_else(|| Error::unknown("merge method", name, METHODS.iter().map(|method| method.about().name)))
 }

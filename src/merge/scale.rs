@@ -5,6 +5,7 @@
 //! number or rows). In all of them the scale is what the element is multiplied with.
 
 use crate::dtype::{self, DType};
+use crate::error::Result;
 use crate::stream::Kernel;
 
 /// Rows and columns of a block.
@@ -61,7 +62,7 @@ impl ScaleKernel {
 }
 
 impl Kernel for ScaleKernel {
-    fn run(&self, start: u64, inputs: &[&[u8]], out: &mut [u8]) {
+    fn run(&self, start: u64, inputs: &[&[u8]], out: &mut [u8]) -> Result<()> {
         // A product of an 8-bit float and an f32 is exact in f64, so that encoding rounds it once.
         let mut values = [0.0f64; TILE];
         let tile_bytes = TILE as u64 / self.output.block_elements() * self.output.block_bytes();
@@ -82,5 +83,6 @@ impl Kernel for ScaleKernel {
             }
             dtype::encode_f64(self.output, values, out);
         }
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! A plan carried out: files laid out, filled and put in place together.
 
-use super::files::{Files, OutputFile};
+use super::files::{Files, OutputFile, Slot};
 use super::{Operation, Plan, Planned};
 use crate::checkpoint::{self, FORMATS, Layout, Part, by_extension, is_weights};
 use crate::error::{Bytes, Error, Result};
@@ -91,14 +91,16 @@ impl Plan<'_> {
         if is_folder {
             self.check_replaceable(target, &files)?;
         }
-        let items: Vec<_> = files.weights.iter().flat_map(OutputFile::items).collect();
+        let slots: Vec<_> = files.weights.iter().flat_map(OutputFile::slots).collect();
+        let (loads, held): (Vec<_>, Vec<u64>) = slots.iter().map(Slot::load).unzip();
         let prediction = Prediction {
-            read: Bytes(items.iter().flat_map(|item| &item.inputs).map(|input| input.tensor.bytes).sum()),
+            read: Bytes(slots.iter().map(Slot::read_bytes).sum()),
             written: Bytes(files.weights.iter().map(|file| file.plan.length).sum()),
-            memory: Bytes(stream::buffer_bytes(&items, settings)),
+            memory: Bytes(stream::buffer_bytes(&loads, settings) + held.into_iter().max().unwrap_or(0)),
             files: files.weights.len(),
         };
-        drop(items);
+        drop(loads);
+        drop(slots);
         Ok((files, prediction, is_folder))
     }
 
@@ -160,8 +162,9 @@ impl Plan<'_> {
         }
         let parts = &self.reference.layout().parts;
         let part = parts.iter().position(|part| Some(Path::new(&part.folder)) == relative.parent())?;
-        let blended =
-            |t: &&Planned<'_>| t.part == part && matches!(t.operation, Operation::Blend(..) | Operation::Scale(..));
+        let blended = |t: &&Planned<'_>| {
+            t.part == part && matches!(t.operation, Operation::Blend(..) | Operation::Merge(..) | Operation::Scale(..))
+        };
         let mut dtypes = self.tensors.iter().filter(blended).map(|tensor| tensor.dtype);
         let dtype = dtypes.next()?;
         if dtypes.any(|other| other != dtype) {

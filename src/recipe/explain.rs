@@ -3,6 +3,7 @@
 use super::{Operation, Plan};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
+use crate::merge::{Input, Node, Weight};
 use std::fmt::Write;
 
 /// Tensors that are made in the same way.
@@ -29,6 +30,7 @@ impl Plan<'_> {
                 Operation::Copy(view) => {
                     (format!("copied from {}", self.label_of(view.checkpoint)), vec![view.tensor.dtype])
                 }
+                Operation::Merge(node) => (self.described(node), dtypes_of(node)),
                 Operation::Scale(kernel, view) => {
                     (format!("{} times its scales", self.label_of(view.checkpoint)), vec![kernel.input()])
                 }
@@ -50,10 +52,64 @@ impl Plan<'_> {
         formulas
     }
 
+    /// A method that looks at the data: its formula, and the numbers that go into it.
+    fn described(&self, node: &Node<'_>) -> String {
+        let (about, terms) = (node.method.about(), &node.terms);
+        let mut text = format!("{}: {}", about.name, about.formula);
+        let inputs = node.inputs.iter().enumerate().map(|(index, input)| {
+            let name = match input {
+                Input::Tensor(view) => self.label_of(view.checkpoint).to_owned(),
+                Input::Generated(_) => "computed".to_owned(),
+                Input::Node(node) => format!("({})", self.described(node)),
+            };
+            if terms.has_base && index + 1 == node.inputs.len() {
+                format!("b = {name}")
+            } else {
+                format!("x{} = {name}", subscript(index + 1))
+            }
+        });
+        let mut facts: Vec<String> = inputs.collect();
+        if about.weight != Weight::Unused {
+            let division = if terms.normalize { ", divided by their sum" } else { "" };
+            facts.push(format!("w = {}{division}", numbers(&terms.weights)));
+        }
+        facts.extend(terms.parameters.iter().map(|(name, values)| format!("{name} = {}", numbers(values))));
+        text += &format!("\n    with {}", facts.join("; "));
+        text
+    }
+
     fn label_of(&self, checkpoint: &Checkpoint) -> &str {
         let source = self.sources.iter().find(|(source, _)| std::ptr::eq(*source, checkpoint));
         source.map_or("", |(_, label)| label.as_str())
     }
+}
+
+/// The types that a merge reads.
+fn dtypes_of(node: &Node<'_>) -> Vec<DType> {
+    node.leaves().iter().map(|view| view.tensor.dtype).collect()
+}
+
+/// Numbers as they were typed, the same ones once.
+fn numbers(values: &[f64]) -> String {
+    let texts: Vec<String> = values.iter().map(|value| short(*value)).collect();
+    match &texts[..] {
+        [first, rest @ ..] if rest.iter().all(|text| text == first) => first.clone(),
+        _ => texts.join(", "),
+    }
+}
+
+/// Ten digits show any weight as it was typed, and none of a quotient's tail.
+fn short(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-6 {
+        return format!("{value:e}");
+    }
+    let text = format!("{value:.10}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A number in small figures, as in x₁.
+fn subscript(number: usize) -> String {
+    number.to_string().chars().filter_map(|digit| char::from_u32('₀' as u32 + digit.to_digit(10)?)).collect()
 }
 
 /// `0.6·a + 0.4·b`, or `base + 0.3·(a − base) − 0.1·(b − base)`; the base is the last label.
@@ -68,9 +124,7 @@ fn formula(coefficients: &[f64], from_base: bool, labels: &[&str]) -> String {
             (false, false) => " + ",
         };
         let term = if from_base { format!("({label} − {base})") } else { (*label).to_owned() };
-        // Ten digits show any weight as it was typed, and none of a quotient's tail.
-        let size = format!("{:.10}", coefficient.abs());
-        let size = size.trim_end_matches('0').trim_end_matches('.');
+        let size = short(coefficient.abs());
         // Writing to a String cannot fail.
         let _ = write!(text, "{sign}{size}·{term}");
     }

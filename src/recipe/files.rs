@@ -1,12 +1,14 @@
 //! Which output tensor goes into which file, and where in it.
 
 use super::{Operation, Plan, Planned, Target};
-use crate::checkpoint::FORMATS;
+use crate::checkpoint::{FORMATS, TensorView};
+use crate::dtype::DType;
 use crate::error::{Bytes, Error, Result};
-use crate::merge::CopyKernel;
+use crate::merge::{BlendKernel, CopyKernel, Program};
 use crate::output::StagedFile;
-use crate::stream::{self, Control, Item, Kernel, Settings};
+use crate::stream::{self, Control, Item, Kernel, Load, Settings};
 use ckptmerge_format::{Format, FormatError, Metadata, TensorSpec, WritePlan};
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -154,33 +156,33 @@ fn cut<'a, 'p>(tensors: Vec<Stored<'a, 'p>>, size: Option<Bytes>) -> Vec<Vec<Sto
     shards
 }
 
-impl OutputFile<'_, '_> {
-    /// The tensors as the stream wants them, in the order of their bytes, each with its number.
-    fn numbered(&self) -> Vec<(usize, Item<'_>)> {
-        let mut items: Vec<(usize, Item<'_>)> = Vec::with_capacity(self.tensors.len());
-        for (number, (tensor, offset)) in self.tensors.iter().zip(&self.plan.offsets).enumerate() {
-            let (inputs, kernel): (_, &dyn Kernel) = match tensor.operation {
-                Operation::Alias(_) => continue,
-                Operation::Copy(view) => (vec![*view], &CopyKernel),
-                Operation::Blend(kernel, views) => (views.clone(), kernel),
-                Operation::Scale(kernel, view) => (vec![*view], kernel),
+impl<'a, 'p> OutputFile<'a, 'p> {
+    /// The tensors that have bytes of their own, in the order of these.
+    pub(super) fn slots(&self) -> Vec<Slot<'a, 'p>> {
+        let slot = |(number, (tensor, offset)): (usize, (&Stored<'a, 'p>, &Option<u64>))| {
+            let inputs = match tensor.operation {
+                Operation::Alias(_) => return None,
+                Operation::Copy(view) | Operation::Scale(_, view) => vec![*view],
+                Operation::Blend(_, views) => views.clone(),
+                Operation::Merge(node) => node.leaves(),
             };
-            let Some(offset) = *offset else { continue };
             let output = tensor.planned.dtype;
-            let dtypes = inputs.iter().map(|input| input.tensor.dtype).chain([output]);
-            // All blocks are powers of two: the largest is a multiple of the others.
-            let block = dtypes.map(|dtype| dtype.block_elements()).max().unwrap_or(1);
-            let elements = tensor.planned.shape.iter().product::<u64>() / block;
-            let element_bytes = block / output.block_elements() * output.block_bytes();
-            items.push((number, Item { offset, elements, element_bytes, inputs, kernel }));
-        }
-        items.sort_by_key(|(_, item)| item.offset);
-        items
-    }
-
-    /// The tensors as the stream wants them.
-    pub(super) fn items(&self) -> Vec<Item<'_>> {
-        self.numbered().into_iter().map(|(_, item)| item).collect()
+            let unit = match tensor.operation {
+                Operation::Merge(node) => node.unit(output),
+                _ => {
+                    let dtypes = inputs.iter().map(|input| input.tensor.dtype).chain([output]);
+                    // All blocks are powers of two: the largest is a multiple of the others.
+                    dtypes.map(|dtype| dtype.block_elements()).max().unwrap_or(1)
+                }
+            };
+            let elements = tensor.planned.shape.iter().product::<u64>() / unit;
+            let element_bytes = unit / output.block_elements() * output.block_bytes();
+            let operation = tensor.operation;
+            Some(Slot { number, offset: (*offset)?, elements, element_bytes, inputs, operation, output })
+        };
+        let mut slots: Vec<_> = self.tensors.iter().zip(&self.plan.offsets).enumerate().filter_map(slot).collect();
+        slots.sort_by_key(|slot| slot.offset);
+        slots
     }
 
     /// Writes everything.
@@ -188,11 +190,15 @@ impl OutputFile<'_, '_> {
         for segment in &self.plan.segments {
             staged.write_at(segment.offset, &segment.bytes)?;
         }
-        let (numbers, items): (Vec<usize>, Vec<Item<'_>>) = self.numbered().into_iter().unzip();
-        let sums = stream::write(staged, &items, self.plan.wants_crc32, settings, control)?;
+        let slots = self.slots();
+        let mut crc32 = vec![0; self.tensors.len()];
+        for batch in batches(&slots) {
+            let solved = solve(batch, settings, control)?;
+            let items: Vec<Item<'_>> = batch.iter().zip(&solved).map(|(slot, solved)| slot.item(solved)).collect();
+            let sums = stream::write(staged, &items, self.plan.wants_crc32, settings, control)?;
+            batch.iter().zip(sums).for_each(|(slot, sum)| crc32[slot.number] = sum);
+        }
         if self.plan.wants_crc32 {
-            let mut crc32 = vec![0; self.tensors.len()];
-            numbers.into_iter().zip(sums).for_each(|(number, sum)| crc32[number] = sum);
             let segments = self
                 .format
                 .finish_write(&self.plan, &self.specs, self.metadata, &crc32)
@@ -202,5 +208,99 @@ impl OutputFile<'_, '_> {
             }
         }
         Ok(())
+    }
+}
+
+/// A tensor's place in a file, and what goes there.
+pub(super) struct Slot<'a, 'p> {
+    /// Its number in the file.
+    number: usize,
+    offset: u64,
+    elements: u64,
+    element_bytes: u64,
+    inputs: Vec<TensorView<'a>>,
+    operation: &'p Operation<'a>,
+    output: DType,
+}
+
+/// Bytes of inputs that are measured before any of the output they make is written: little enough to be still in
+/// memory when they are read again.
+const BATCH: u64 = 1 << 30;
+/// Bytes that the solutions of a batch may hold.
+const HELD: u64 = 256 << 20;
+/// Tensors of fewer elements are solved side by side, each by one thread; larger ones by all threads, one by one.
+const SMALL: u64 = 1 << 17;
+
+/// Cuts slots where those that take a measurement have added up.
+fn batches<'s, 'a, 'p>(slots: &'s [Slot<'a, 'p>]) -> Vec<&'s [Slot<'a, 'p>]> {
+    let mut batches = Vec::new();
+    let (mut start, mut read, mut held) = (0, 0, 0);
+    for (index, slot) in slots.iter().enumerate() {
+        let Operation::Merge(node) = slot.operation else { continue };
+        let (more_read, more_held) = (slot.read_bytes(), node.memory(slot.output).1);
+        if index > start && (read + more_read > BATCH || held + more_held > HELD) {
+            batches.push(&slots[start..index]);
+            (start, read, held) = (index, 0, 0);
+        }
+        read += more_read;
+        held += more_held;
+    }
+    batches.push(&slots[start..]);
+    batches
+}
+
+/// What a merge that was measured has become.
+enum Solved<'a> {
+    Sum(BlendKernel),
+    Program(Program<'a>),
+}
+
+/// Measures and solves the merges among the slots; none for the others.
+fn solve<'a>(slots: &[Slot<'a, '_>], settings: &Settings, control: Control<'a>) -> Result<Vec<Option<Solved<'a>>>> {
+    let one = |slot: &Slot<'a, '_>| match slot.operation {
+        Operation::Merge(node) => {
+            let program = node.solve(slot.output, settings, control)?;
+            Ok(Some(program.as_sum().map_or_else(|| Solved::Program(program), Solved::Sum)))
+        }
+        _ => Ok(None),
+    };
+    if !slots.iter().any(|slot| matches!(slot.operation, Operation::Merge(_))) {
+        return Ok(slots.iter().map(|_| None).collect());
+    }
+    settings.pool()?.install(|| {
+        let is_small = |slot: &Slot<'_, '_>| slot.elements * slot.element_bytes < SMALL;
+        let small: Vec<Option<Result<_>>> =
+            slots.par_iter().with_max_len(1).map(|slot| is_small(slot).then(|| one(slot))).collect();
+        small.into_iter().zip(slots).map(|(done, slot)| done.unwrap_or_else(|| one(slot))).collect()
+    })
+}
+
+impl<'a> Slot<'a, '_> {
+    /// Bytes that one pass over the inputs reads.
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.inputs.iter().map(|input| input.tensor.bytes).sum()
+    }
+
+    /// What it takes of memory: to write it, and what its solution holds meanwhile.
+    pub(super) fn load(&self) -> (Load<'_, 'a>, u64) {
+        let (scratch, held) = match self.operation {
+            Operation::Merge(node) => node.memory(self.output),
+            _ => (0, 0),
+        };
+        let Self { elements, element_bytes, inputs, .. } = self;
+        (Load { elements: *elements, element_bytes: *element_bytes, inputs, scratch }, held)
+    }
+
+    fn item<'s>(&'s self, solved: &'s Option<Solved<'a>>) -> Item<'s> {
+        let kernel: &dyn Kernel = match (self.operation, solved) {
+            (_, Some(Solved::Sum(kernel))) => kernel,
+            (_, Some(Solved::Program(program))) => program,
+            (Operation::Blend(kernel, _), _) => kernel,
+            (Operation::Scale(kernel, _), _) => kernel,
+            (Operation::Copy(_) | Operation::Alias(_) | Operation::Merge(_), None) => &CopyKernel,
+        };
+        let inputs = self.inputs.clone();
+        // A method that needed whole rows to measure may have come to a sum, which does not: the unit stays.
+        Item { offset: self.offset, elements: self.elements, element_bytes: self.element_bytes, inputs, kernel }
     }
 }

@@ -7,18 +7,20 @@ mod convert;
 mod emit;
 mod explain;
 mod files;
+mod place;
 mod plan;
 mod record;
 
 pub use convert::Conversion;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
+pub use place::{Anchors, Filter, Layers, Setting};
 pub use plan::{Operation, Plan, Planned};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::dtype::{self, DType};
 use crate::error::{Error, Result};
-use crate::merge::{self, Method};
+use crate::merge::{self, ANY, Base, Method, Parameter, Scope, Terms, Weight};
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -49,10 +51,12 @@ pub struct Recipe {
     pub weights: Option<Vec<f64>>,
     /// Weights for tensors whose name matches; the first match counts.
     pub weights_for: Vec<(Regex, Vec<f64>)>,
-    /// Values of the method's parameters that are not at their default.
-    pub parameters: BTreeMap<String, f64>,
-    /// Whether weights are divided by their sum.
-    pub normalize: bool,
+    /// Values of the method's parameters that are not at their default: one for all models, or one for each.
+    pub parameters: BTreeMap<String, Vec<Setting>>,
+    /// Whether weights are divided by their sum; the method's own way if nothing is said.
+    pub normalize: Option<bool>,
+    /// What random numbers follow from.
+    pub seed: u64,
     /// The type of the merged tensors; by default the smallest that holds all of the inputs'.
     pub dtype: Option<DType>,
     /// Only tensors that match one of these are merged; all if there are none.
@@ -74,7 +78,8 @@ impl Recipe {
             weights: None,
             weights_for: Vec::new(),
             parameters: BTreeMap::new(),
-            normalize: false,
+            normalize: None,
+            seed: 0,
             dtype: None,
             include: Vec::new(),
             exclude: Vec::new(),
@@ -89,35 +94,102 @@ impl Recipe {
         self
     }
 
+    /// Sets a parameter of the method.
+    #[must_use]
+    pub fn parameter(mut self, name: &str, value: f64) -> Self {
+        self.parameters.insert(name.to_owned(), vec![Setting::constant(value)]);
+        self
+    }
+
+    /// Sets a parameter from text, as on the command line: a number, a switch, or several numbers, which are one for each
+    /// model where models have their own, and anchors of a gradient over the layers where the tensor has one.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if the method has no such parameter, [`Error::Recipe`] if the text is no number.
+    pub fn set(&mut self, name: &str, text: &str) -> Result<()> {
+        let known = self.known(name)?;
+        let numbers: Vec<f64> = text
+            .split(',')
+            .map(|part| number(part.trim()).ok_or_else(|| Error::Recipe(format!("`{part}` is not a number"))))
+            .collect::<Result<_>>()?;
+        let settings = match known.scope {
+            Scope::PerModel => numbers.into_iter().map(Setting::constant).collect(),
+            Scope::Shared => vec![Setting::gradient(numbers)],
+        };
+        self.parameters.insert(known.name.to_owned(), settings);
+        Ok(())
+    }
+
+    /// The method's parameter of that name; `-` and `_` are the same.
+    fn known(&self, name: &str) -> Result<&'static Parameter> {
+        let parameters = self.method.about().parameters;
+        let wanted = name.replace('-', "_");
+        let known = parameters.iter().find(|parameter| parameter.name == wanted);
+        known.ok_or_else(|| {
+            Error::unknown("parameter of this method", name, parameters.iter().map(|parameter| parameter.name))
+        })
+    }
+
     /// Whether a tensor takes part, or is copied as it is.
     fn merges(&self, name: &str) -> bool {
         let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
     }
 
-    /// The weights of a tensor.
-    fn weights_of(&self, name: &str, models: usize) -> Vec<f64> {
+    /// What the method solves from for a tensor of which each of `models` models has one.
+    fn terms(&self, name: &str, shape: &[u64], models: usize, has_base: bool, layers: &Layers) -> Terms {
+        let about = self.method.about();
+        let mut terms = Terms::new(about, name, shape, models, has_base);
         let special = self.weights_for.iter().find(|(pattern, _)| pattern.is_match(name)).map(|(_, weights)| weights);
-        special.or(self.weights.as_ref()).cloned().unwrap_or_else(|| vec![self.method.default_weight(models); models])
+        if let Some(weights) = special.or(self.weights.as_ref()) {
+            terms.weights.clone_from(weights);
+        }
+        terms.normalize = self.normalize.unwrap_or(about.normalizes);
+        terms.seed = self.seed;
+        let place = layers.place(name);
+        for (parameter, values) in &mut terms.parameters {
+            let Some(settings) = self.parameters.get(*parameter) else { continue };
+            for (index, value) in values.iter_mut().enumerate() {
+                let setting = settings.get(index).or(settings.first());
+                *value = setting.and_then(|setting| setting.at(name, place)).unwrap_or(*value);
+            }
+        }
+        terms
     }
 
-    /// The values of the method's parameters, in its order.
-    fn parameter_values(&self) -> Vec<f64> {
-        let value = |p: &merge::Parameter| self.parameters.get(p.name).copied().unwrap_or(p.default);
-        self.method.parameters().iter().map(value).collect()
+    /// How many inputs the method takes for models: a base may count as one.
+    fn count(&self, models: &Models) -> usize {
+        let base = usize::from(self.method.about().base == Base::Counts && models.base.is_some());
+        models.tuned.len() + base
     }
 
     /// That the recipe is whole and fits the number of models.
     fn check(&self, models: &Models) -> Result<()> {
         let fail = |message: String| Err(Error::Recipe(message));
-        let count = models.tuned.len();
-        let method = self.method.name();
-        match (self.method.needs_base(), &models.base) {
-            (true, None) => return fail(format!("{method} needs a base model: give one with --base")),
-            (false, Some(_)) => {
-                return fail(format!("{method} takes no base model: drop --base, or use --method task-arithmetic"));
+        let about = self.method.about();
+        let name = about.name;
+        match (about.base, &models.base) {
+            (Base::Required, None) => return fail(format!("{name} needs a base model: give one with --base")),
+            (Base::None, Some(_)) => {
+                return fail(format!("{name} takes no base model: drop --base, or use --method task-arithmetic"));
             }
             _ => {}
+        }
+        let count = self.count(models);
+        let (least, most) = about.models;
+        if count < least || count > most {
+            let wanted = match (least, most) {
+                (1, 1) => "one model".to_owned(),
+                (least, most) if least == most => format!("{least} models"),
+                (least, ANY) => format!("at least {least} models"),
+                (least, most) => format!("{least} to {most} models"),
+            };
+            let base = match about.base {
+                Base::Required => " beside the base",
+                Base::Counts => ", of which a base is one",
+                _ => "",
+            };
+            return fail(format!("{name} takes {wanted}{base}, but there are {count}"));
         }
         let lists = self
             .weights
@@ -125,22 +197,28 @@ impl Recipe {
             .map(|w| ("--weights", w))
             .chain(self.weights_for.iter().map(|(_, w)| ("--weights-for", w)));
         for (option, weights) in lists {
+            if about.weight == Weight::Unused {
+                return fail(format!(
+                    "{name} takes no weights: drop {option}; `ckptmerge methods` lists its parameters"
+                ));
+            }
             if weights.len() != count {
                 return fail(format!("{option} gives {} weights, but there are {count} models", weights.len()));
             }
             if let Some(weight) = weights.iter().find(|weight| !(**weight as f32).is_finite()) {
                 return fail(format!("{option} gives the weight {weight:e}, which is not a finite number of 32 bits"));
             }
-            if self.normalize && weights.iter().sum::<f64>() == 0.0 {
+            if self.normalize.unwrap_or(about.normalizes) && weights.iter().sum::<f64>() == 0.0 {
                 return fail(format!("{option} gives weights that add up to 0, so they cannot be normalized"));
             }
         }
-        for (name, value) in &self.parameters {
-            let known = self.method.parameters().iter().map(|parameter| parameter.name);
-            if !known.clone().any(|known| known == name) {
-                return Err(Error::unknown("parameter of this method", name, known));
+        for (name, settings) in &self.parameters {
+            let known = self.known(name)?;
+            if known.scope == Scope::PerModel && settings.len() > 1 && settings.len() != count {
+                let given = settings.len();
+                return fail(format!("the parameter {name} has {given} values, but there are {count} models"));
             }
-            if !(*value as f32).is_finite() {
+            if let Some(value) = settings.iter().flat_map(Setting::values).find(|value| !(*value as f32).is_finite()) {
                 return fail(format!("the parameter {name} is {value:e}, which is not a finite number of 32 bits"));
             }
         }
@@ -155,6 +233,15 @@ impl Recipe {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// A number, or a switch's word for one.
+fn number(text: &str) -> Option<f64> {
+    match text {
+        "true" | "on" | "yes" => Some(1.0),
+        "false" | "off" | "no" => Some(0.0),
+        _ => text.parse().ok(),
     }
 }
 

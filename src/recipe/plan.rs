@@ -1,10 +1,10 @@
 //! From a recipe and open models to what each output tensor is made of.
 
-use super::{Missing, Models, Recipe};
+use super::{Layers, Missing, Models, Recipe};
 use crate::checkpoint::{Checkpoint, Tensor, TensorView};
 use crate::dtype::{DType, Simd};
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{Blend, BlendKernel, ScaleKernel, Terms};
+use crate::merge::{Base, Blend, BlendKernel, Input, Node, ScaleKernel};
 use crate::stream::{self, Control, Group, Settings};
 use ckptmerge_format::Metadata;
 use std::collections::{HashMap, HashSet};
@@ -49,6 +49,8 @@ pub enum Operation<'a> {
     Copy(TensorView<'a>),
     /// A blend of sources, the base last if it has one.
     Blend(BlendKernel, Vec<TensorView<'a>>),
+    /// A merge that takes a look at the data before it knows what to compute.
+    Merge(Box<Node<'a>>),
     /// A source multiplied by its scales.
     Scale(ScaleKernel, TensorView<'a>),
     /// It stays tied to this other tensor of the output.
@@ -75,6 +77,7 @@ impl<'a> Plan<'a> {
             left_out: Vec::new(),
             compare: Vec::new(),
             simd: Simd::detect(),
+            layers: Layers::of(models.reference().tensors().iter().map(|tensor| tensor.name.as_str())),
         };
         let mut tensors = Vec::with_capacity(models.reference().tensors().len());
         for tensor in distinct_tensors(models) {
@@ -129,6 +132,7 @@ struct Planner<'a> {
     left_out: Vec<String>,
     compare: Vec<MustBeEqual<'a>>,
     simd: Simd,
+    layers: Layers,
 }
 
 impl<'a> Planner<'a> {
@@ -239,17 +243,26 @@ impl<'a> Planner<'a> {
             );
             return self.mismatch(tensor, problem);
         }
-        let weights = self.recipe.weights_of(&tensor.name, models.tuned.len());
-        let parameters = self.recipe.parameter_values();
+        let method = self.recipe.method;
+        let mut views = views;
+        let has_base = models.base.is_some() && method.about().base != Base::Counts;
+        if models.base.is_some() && !has_base {
+            // The base counts as the first model.
+            views.rotate_right(1);
+        }
+        let count = self.recipe.count(models);
         // `tensor` is the reference model's own, as every tensor that is in all models comes from it first.
-        let terms = Terms { weights: &weights, normalize: self.recipe.normalize, parameters: &parameters };
-        let blend = match self.recipe.method.solve(&terms) {
-            Ok(blend) => blend,
-            Err(problem) => return self.mismatch(tensor, problem),
-        };
+        let terms = self.recipe.terms(&tensor.name, &tensor.shape, count, has_base, &self.layers);
+        if let Err(problem) = method.check(&terms) {
+            return self.mismatch(tensor, problem);
+        }
         let inputs: Vec<DType> = views.iter().map(|view| view.tensor.dtype).collect();
         let promoted = inputs.iter().try_fold(inputs[0], |all, &dtype| all.promote(dtype));
         let output = self.recipe.dtype.or(promoted)?;
+        let Some(blend) = method.fixed(&terms) else {
+            let inputs = views.into_iter().map(Input::Tensor).collect();
+            return Some(self.planned(tensor, output, Operation::Merge(Box::new(Node { method, terms, inputs }))));
+        };
         if !blend.from_base && blend.coefficients == [1.0] && inputs[0] == output {
             return Some(self.copy(views[0]));
         }

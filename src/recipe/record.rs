@@ -1,7 +1,8 @@
 //! The recipe as it is kept in the output's metadata.
 
-use super::{Missing, Models, Recipe};
+use super::{Anchors, Filter, Missing, Models, Recipe, Setting};
 use crate::error::Result;
+use crate::merge::Weight;
 use ckptmerge_format::Metadata;
 use serde_json::{Map, Value, json};
 
@@ -16,25 +17,29 @@ impl Recipe {
         for (model, label) in models.all().zip(models.labels()) {
             inputs.push(json!({"name": label, "fingerprint": model.fingerprint()?}));
         }
-        metadata.insert("ckptmerge.recipe".to_owned(), self.to_json(models.labels()).to_string());
+        metadata
+            .insert("ckptmerge.recipe".to_owned(), self.to_json(models.labels(), models.base.is_some()).to_string());
         metadata.insert("ckptmerge.inputs".to_owned(), Value::from(inputs).to_string());
         Ok(metadata)
     }
 
     /// The recipe as it is kept in the output; the base's label, if there is one, is last.
-    fn to_json(&self, labels: &[String]) -> Value {
-        let (models, base) = labels.split_at(labels.len() - usize::from(self.method.needs_base()));
-        let weights =
-            self.weights.clone().unwrap_or_else(|| vec![self.method.default_weight(models.len()); models.len()]);
+    fn to_json(&self, labels: &[String], has_base: bool) -> Value {
+        let (models, base) = labels.split_at(labels.len() - usize::from(has_base));
+        let about = self.method.about();
+        let count = models.len();
+        let weights = self.weights.clone().unwrap_or_else(|| vec![about.weight.default(count); count]);
         let patterns = |patterns: &[regex::Regex]| patterns.iter().map(|p| Value::from(p.as_str())).collect::<Vec<_>>();
         let mut json = json!({
             "ckptmerge": env!("CARGO_PKG_VERSION"),
-            "method": self.method.name(),
-            "formula": self.method.formula(),
+            "method": about.name,
+            "formula": about.formula,
             "models": models,
-            "weights": weights,
-            "normalize": self.normalize,
         });
+        if about.weight != Weight::Unused {
+            json["weights"] = weights.into();
+            json["normalize"] = self.normalize.unwrap_or(about.normalizes).into();
+        }
         let mut add = |key: &str, value: Value| {
             let empty = match &value {
                 Value::Array(list) => list.is_empty(),
@@ -46,11 +51,15 @@ impl Recipe {
             }
         };
         add("base", base.first().map_or(Value::Null, |label| Value::from(label.as_str())));
-        let parameters = self.method.parameters().iter().zip(self.parameter_values());
-        add(
-            "parameters",
-            parameters.map(|(p, value)| (p.name.to_owned(), Value::from(value))).collect::<Map<_, _>>().into(),
-        );
+        let parameters = about.parameters.iter().map(|parameter| {
+            let given = self.parameters.get(parameter.name);
+            (
+                parameter.name.to_owned(),
+                given.map_or_else(|| parameter.default.into(), |settings| settings_json(settings)),
+            )
+        });
+        add("parameters", parameters.collect::<Map<_, _>>().into());
+        add("seed", if self.seed == 0 { Value::Null } else { self.seed.into() });
         let special = self.weights_for.iter().map(|(p, weights)| json!({"pattern": p.as_str(), "weights": weights}));
         add("weights_for", special.collect::<Vec<_>>().into());
         add("dtype", self.dtype.map_or(Value::Null, |dtype| dtype.name().into()));
@@ -60,5 +69,31 @@ impl Recipe {
             add("missing", if self.missing == Missing::Base { "base" } else { "skip" }.into());
         }
         json
+    }
+}
+
+/// A parameter's values: one, or one for each model.
+fn settings_json(settings: &[Setting]) -> Value {
+    match settings {
+        [setting] => setting_json(setting),
+        several => several.iter().map(setting_json).collect(),
+    }
+}
+
+fn setting_json(setting: &Setting) -> Value {
+    let anchors = |Anchors(values): &Anchors| match values[..] {
+        [value] => Value::from(value),
+        _ => values.clone().into(),
+    };
+    match &setting.rules[..] {
+        [(Filter::Any, value)] => anchors(value),
+        rules => rules
+            .iter()
+            .map(|(filter, value)| match filter {
+                Filter::Any => json!({"value": anchors(value)}),
+                Filter::Contains(text) => json!({"filter": text, "value": anchors(value)}),
+                Filter::Matches(pattern) => json!({"pattern": pattern.as_str(), "value": anchors(value)}),
+            })
+            .collect(),
     }
 }

@@ -9,10 +9,12 @@
 //! Memory is threads × (output unit + inputs × unit where they are not mapped), whatever the size of the model.
 
 mod measure;
+mod scan;
 mod write;
 
 pub use measure::{Group, TILE, measure};
-pub use write::{Item, Kernel, buffer_bytes, write};
+pub use scan::Scan;
+pub use write::{Item, Kernel, Load, buffer_bytes, write};
 
 use crate::checkpoint::{Checkpoint, DataFile, TensorView};
 use crate::error::{Error, Result};
@@ -50,7 +52,11 @@ impl Settings {
         wanted.map_or(1, NonZeroUsize::get).min(THREADS_MAX)
     }
 
-    fn pool(&self) -> Result<rayon::ThreadPool> {
+    /// The threads of a run.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] if the system has no more.
+    pub fn pool(&self) -> Result<rayon::ThreadPool> {
         rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads())
             .thread_name(|index| format!("stream-{index}"))

@@ -22,7 +22,10 @@ const READ_AHEAD: usize = 16;
 /// What is done to elements: `inputs` are the same range of elements of each of a tensor's sources.
 pub trait Kernel: Sync {
     /// Computes `out` from `inputs`, all being whole elements from number `start` of the item on.
-    fn run(&self, start: u64, inputs: &[&[u8]], out: &mut [u8]);
+    ///
+    /// # Errors
+    /// If it fetches something of its own and cannot.
+    fn run(&self, start: u64, inputs: &[&[u8]], out: &mut [u8]) -> Result<()>;
 }
 
 /// A run of output bytes made from the same elements of several tensors.
@@ -166,21 +169,32 @@ fn unit_bytes(inputs: u64, settings: &Settings) -> u64 {
     })
 }
 
+/// What an item takes of memory.
+pub struct Load<'i, 'a> {
+    /// As in [`Item`].
+    pub elements: u64,
+    /// As in [`Item`].
+    pub element_bytes: u64,
+    /// As in [`Item`].
+    pub inputs: &'i [TensorView<'a>],
+    /// Bytes that its kernel takes of its own in each thread.
+    pub scratch: u64,
+}
+
 /// Memory that [`write()`] takes for these items: the buffers of all threads and what the process takes anyway.
 #[must_use]
-pub fn buffer_bytes(items: &[Item<'_>], settings: &Settings) -> u64 {
-    let inputs = most_inputs(items);
+pub fn buffer_bytes(items: &[Load<'_, '_>], settings: &Settings) -> u64 {
+    let inputs = items.iter().map(|item| item.inputs.len()).max().unwrap_or(0) as u64;
+    let unit = unit_bytes(inputs, settings);
     // Where inputs are not mapped each has a buffer of its own; wider elements than the output's make it larger.
-    let read: u64 = items
-        .iter()
-        .map(|item| {
-            let unmapped = item.inputs.iter().filter(|input| !input.is_mapped());
-            let widths: u64 = unmapped.map(|input| input.tensor.bytes.checked_div(item.elements).unwrap_or(0)).sum();
-            (unit_bytes(inputs, settings) * widths).checked_div(item.element_bytes).unwrap_or(0)
-        })
-        .max()
-        .unwrap_or(0);
-    RESERVE + settings.threads() as u64 * (unit_bytes(inputs, settings) + read)
+    let per_thread = items.iter().map(|item| {
+        let unmapped = item.inputs.iter().filter(|input| !input.is_mapped());
+        let widths: u64 = unmapped.map(|input| input.tensor.bytes.checked_div(item.elements).unwrap_or(0)).sum();
+        // A unit is at least one element, however large an item's elements are.
+        let taken = unit.checked_div(item.element_bytes).unwrap_or(0).max(1);
+        taken * widths + unit.max(item.element_bytes) + item.scratch
+    });
+    RESERVE + settings.threads() as u64 * per_thread.max().unwrap_or(0)
 }
 
 fn ask_for(items: &[Item<'_>], unit: Unit) {
@@ -212,7 +226,7 @@ impl Worker {
                 .zip(&mut self.buffers)
                 .map(|(input, buffer)| hints.fetch(input, byte_range(input, item.elements, &elements), buffer))
                 .collect::<Result<Vec<_>>>()?;
-            item.kernel.run(elements.start, &inputs, out);
+            item.kernel.run(elements.start, &inputs, out)?;
             if checksums {
                 let (element, bytes) = (elements.start, out.len() as u64);
                 self.sums.push(Checksum { item: index, element, bytes, crc32: crc32fast::hash(out) });

@@ -1,0 +1,129 @@
+//! Plain loops over f32, compiled for the instruction set that the CPU has.
+//!
+//! The loops are over whole slices of the same length and have no order of their own, so every instruction set computes
+//! the same numbers: operations round one by one, and sums keep [`LANES`] partial sums whatever the registers' width.
+
+use super::lanes::{Isa, Kernel};
+use super::{Simd, dispatch};
+
+/// Partial sums that a [`dot`] or [`sum`] keeps side by side.
+const LANES: usize = 16;
+
+/// A loop to be compiled for an instruction set: `run` must be `#[inline(always)]`, and so must what it calls.
+pub trait Loop {
+    /// What it computes.
+    type Output: Default;
+
+    /// Runs it.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs `body`, compiled for the best instruction set.
+pub fn run<L: Loop>(body: L) -> L::Output {
+    struct Compiled<'a, L: Loop>(L, &'a mut L::Output);
+    impl<L: Loop> Kernel for Compiled<'_, L> {
+        #[inline(always)]
+        fn call<I: Isa>(self, _: I) {
+            *self.1 = self.0.run();
+        }
+    }
+    let mut output = L::Output::default();
+    dispatch(Simd::detect(), Compiled(body, &mut output));
+    output
+}
+
+/// `out[i] = each([a[i], b[i], …])`.
+///
+/// # Panics
+/// If a slice is shorter than `out`.
+pub fn map<const N: usize>(out: &mut [f32], inputs: [&[f32]; N], each: impl Fn([f32; N]) -> f32) {
+    update(out, inputs, |_, values| each(values));
+}
+
+/// `out[i] = each(out[i], [a[i], b[i], …])`.
+///
+/// # Panics
+/// If a slice is shorter than `out`.
+pub fn update<const N: usize>(out: &mut [f32], inputs: [&[f32]; N], each: impl Fn(f32, [f32; N]) -> f32) {
+    struct Update<'a, const N: usize, F>(&'a mut [f32], [&'a [f32]; N], F);
+    impl<const N: usize, F: Fn(f32, [f32; N]) -> f32> Loop for Update<'_, N, F> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run(self) {
+            let Self(out, inputs, each) = self;
+            let inputs = inputs.map(|input| &input[..out.len()]);
+            for i in 0..out.len() {
+                let mut values = [0.0; N];
+                for n in 0..N {
+                    values[n] = inputs[n][i];
+                }
+                out[i] = each(out[i], values);
+            }
+        }
+    }
+    run(Update(out, inputs, each));
+}
+
+/// `Σ each([a[i], b[i], …])` in f64: partial sums by position, added in a fixed order.
+///
+/// # Panics
+/// If the slices differ in length.
+pub fn sum<const N: usize>(inputs: [&[f32]; N], each: impl Fn([f32; N]) -> f64) -> f64 {
+    struct Sum<'a, const N: usize, F>([&'a [f32]; N], F);
+    impl<const N: usize, F: Fn([f32; N]) -> f64> Loop for Sum<'_, N, F> {
+        type Output = f64;
+
+        #[inline(always)]
+        fn run(self) -> f64 {
+            let Self(inputs, each) = self;
+            let length = inputs[0].len();
+            let inputs = inputs.map(|input| &input[..length]);
+            let mut lanes = [0.0f64; LANES];
+            let whole = length / LANES * LANES;
+            for start in (0..whole).step_by(LANES) {
+                for (lane, sum) in lanes.iter_mut().enumerate() {
+                    let mut values = [0.0; N];
+                    for n in 0..N {
+                        values[n] = inputs[n][start + lane];
+                    }
+                    *sum += each(values);
+                }
+            }
+            for (i, sum) in (whole..length).zip(&mut lanes) {
+                let mut values = [0.0; N];
+                for n in 0..N {
+                    values[n] = inputs[n][i];
+                }
+                *sum += each(values);
+            }
+            lanes.iter().sum()
+        }
+    }
+    run(Sum(inputs, each))
+}
+
+/// `Σ a[i]·b[i]`, each product exact in f64.
+#[must_use]
+pub fn dot(a: &[f32], b: &[f32]) -> f64 {
+    sum([a, b], |[a, b]| f64::from(a) * f64::from(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_reach_every_element() {
+        for length in [0, 1, 15, 16, 17, 100] {
+            let a: Vec<f32> = (0..length).map(|i| i as f32).collect();
+            let mut out = vec![0.0; length];
+            map(&mut out, [&a, &a], |[x, y]| x + 2.0 * y);
+            assert!(out.iter().zip(&a).all(|(out, a)| *out == 3.0 * a), "{length}");
+            update(&mut out, [&a], |out, [a]| out - a);
+            assert!(out.iter().zip(&a).all(|(out, a)| *out == 2.0 * a), "{length}");
+            let expected: f64 = a.iter().map(|a| f64::from(*a).powi(2)).sum();
+            assert_eq!(dot(&a, &a), expected, "{length}");
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The inputs of one tensor, and the passes over them by which methods measure.
+//!
+//! Results do not depend on threads: sums go by tiles of a fixed size, added in their order, and counts are exact.
+
+use super::node::{Scratch, Source, common_multiple};
+use crate::checkpoint::TensorView;
+use crate::dtype::vector;
+use crate::error::Result;
+use crate::stream::Scan;
+use std::ops::Range;
+
+/// Elements that are computed at a time: few enough that those of several inputs stay in the first-level cache.
+pub(super) const BLOCK: u64 = 1024;
+
+/// Elements per tile of a pass that sums; fixed, so that sums are.
+const TILE: u64 = 1 << 17;
+
+/// A few elements of all inputs, as numbers.
+pub struct Block<'b> {
+    /// The number of the first element in the tensor.
+    pub start: u64,
+    /// The inputs' elements, the base last if there is one. They are the method's to overwrite.
+    pub inputs: &'b mut [Vec<f32>],
+    /// Whether the last input is the base.
+    pub has_base: bool,
+}
+
+impl Block<'_> {
+    /// The models' elements and the base's.
+    ///
+    /// # Panics
+    /// If there is no base.
+    pub fn split_base(&mut self) -> (&mut [Vec<f32>], &[f32]) {
+        let (base, models) = self.inputs.split_last_mut().expect("a base is an input");
+        (models, base)
+    }
+
+    /// Turns the models' elements into differences from the base, if there is one.
+    pub fn subtract_base(&mut self) {
+        if self.has_base {
+            let (models, base) = self.split_base();
+            for model in models {
+                vector::update(model, [base], |x, [b]| x - b);
+            }
+        }
+    }
+
+    /// The models' elements, without the base.
+    #[must_use]
+    pub fn models(&self) -> &[Vec<f32>] {
+        &self.inputs[..self.inputs.len() - usize::from(self.has_base)]
+    }
+
+    /// How many elements of each input there are.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.inputs.first().map_or(0, Vec::len)
+    }
+}
+
+/// Inner products of the inputs, or of their differences from the base.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gram {
+    size: usize,
+    products: Vec<f64>,
+}
+
+impl Gram {
+    /// Of `size` vectors, from the products of all pairs `i ≤ j` in row-major order.
+    fn new(size: usize, upper: &[f64]) -> Self {
+        let mut products = vec![0.0; size * size];
+        for ((i, j), value) in pairs(size).zip(upper) {
+            products[i * size + j] = *value;
+            products[j * size + i] = *value;
+        }
+        Self { size, products }
+    }
+
+    /// How many vectors there are.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// `xᵢ·xⱼ`
+    #[must_use]
+    pub fn product(&self, i: usize, j: usize) -> f64 {
+        self.products[i * self.size + j]
+    }
+
+    /// `‖xᵢ‖`
+    #[must_use]
+    pub fn norm(&self, i: usize) -> f64 {
+        self.product(i, i).sqrt()
+    }
+
+    /// `cᵀ·G·d`: the inner product of two combinations of the vectors.
+    #[must_use]
+    pub fn between(&self, c: &[f64], d: &[f64]) -> f64 {
+        let row = |i: usize| (0..self.size).map(|j| self.product(i, j) * d[j]).sum::<f64>();
+        (0..self.size).map(|i| c[i] * row(i)).sum()
+    }
+}
+
+fn pairs(size: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..size).flat_map(move |i| (i..size).map(move |j| (i, j)))
+}
+
+/// The inputs of one tensor.
+pub struct Data<'a> {
+    scan: Scan<'a>,
+    leaves: Vec<TensorView<'a>>,
+    sources: Vec<Source<'a>>,
+    /// Elements in what the scan counts.
+    block: u64,
+    elements: u64,
+    /// Elements that must come together: a whole number of what the method and every source needs.
+    unit: u64,
+    has_base: bool,
+}
+
+impl<'a> Data<'a> {
+    pub(super) fn new(
+        scan: Scan<'a>,
+        leaves: Vec<TensorView<'a>>,
+        sources: Vec<Source<'a>>,
+        block: u64,
+        elements: u64,
+        unit: u64,
+        has_base: bool,
+    ) -> Self {
+        let unit = sources.iter().map(Source::unit).fold(common_multiple(unit, block), common_multiple);
+        Self { scan, leaves, sources, block, elements, unit, has_base }
+    }
+
+    /// The sources, handed back.
+    pub(super) fn into_sources(self) -> Vec<Source<'a>> {
+        self.sources
+    }
+
+    /// The number of elements.
+    #[must_use]
+    pub fn elements(&self) -> u64 {
+        self.elements
+    }
+
+    /// The number of models, without the base.
+    #[must_use]
+    pub fn models(&self) -> usize {
+        self.sources.len() - usize::from(self.has_base)
+    }
+
+    /// Passes over all elements in tiles of about `size`, folding each tile's blocks into something that `start`
+    /// makes; hands what came of the tiles to `combine` in their order.
+    ///
+    /// # Errors
+    /// As [`Scan::run`].
+    pub fn fold<T: Send>(
+        &self,
+        size: u64,
+        start: impl Fn() -> T + Sync,
+        visit: impl Fn(&mut T, &mut Block<'_>) + Sync,
+        combine: impl FnMut(T),
+    ) -> Result<()> {
+        let tile = self.unit * (size / self.unit).max(1);
+        self.scan.run(
+            tile / self.block,
+            |range, inputs| {
+                let mut folded = start();
+                self.blocks(range, inputs, |block| visit(&mut folded, block))?;
+                Ok(folded)
+            },
+            combine,
+        )
+    }
+
+    /// Calls `visit` on each block of a range of what the scan counts.
+    fn blocks(&self, range: Range<u64>, inputs: &[&[u8]], mut visit: impl FnMut(&mut Block<'_>)) -> Result<()> {
+        let step = self.unit * (BLOCK / self.unit).max(1);
+        let (first, last) = (range.start * self.block, range.end * self.block);
+        let mut scratch = Scratch::default();
+        let mut at = first;
+        while at < last {
+            let length = step.min(last - at);
+            let bytes = |view: &TensorView<'_>, elements: u64| {
+                (elements / view.tensor.dtype.block_elements() * view.tensor.dtype.block_bytes()) as usize
+            };
+            let part: Vec<&[u8]> = inputs
+                .iter()
+                .zip(&self.leaves)
+                .map(|(input, view)| &input[bytes(view, at - first)..bytes(view, at - first + length)])
+                .collect();
+            let mut values = scratch.take(self.sources.len(), length as usize);
+            for (source, values) in self.sources.iter().zip(&mut values) {
+                source.fill(&self.leaves, at, &part, &mut scratch, values)?;
+            }
+            visit(&mut Block { start: at, inputs: &mut values, has_base: self.has_base });
+            scratch.give_back(values);
+            at += length;
+        }
+        Ok(())
+    }
+
+    /// `count` sums over all elements, to which `add` adds each block's part.
+    ///
+    /// # Errors
+    /// As [`Self::fold`].
+    pub fn sums(&self, count: usize, add: impl Fn(&mut Block<'_>, &mut [f64]) + Sync) -> Result<Vec<f64>> {
+        let mut total = vec![0.0; count];
+        self.fold(
+            TILE,
+            || vec![0.0; count],
+            |sums, block| add(block, sums),
+            |tile| total.iter_mut().zip(tile).for_each(|(total, part)| *total += part),
+        )?;
+        Ok(total)
+    }
+
+    /// The inner products of all inputs; around the base, of the models' differences from it.
+    ///
+    /// # Errors
+    /// As [`Self::fold`].
+    pub fn gram(&self, around_base: bool) -> Result<Gram> {
+        let size = if around_base { self.models() } else { self.sources.len() };
+        let upper = self.sums(size * (size + 1) / 2, |block, sums| {
+            if around_base {
+                block.subtract_base();
+            }
+            for ((i, j), sum) in pairs(size).zip(sums) {
+                *sum += vector::dot(&block.inputs[i], &block.inputs[j]);
+            }
+        })?;
+        Ok(Gram::new(size, &upper))
+    }
+
+    /// Blocks at evenly spaced places, about `count` elements in all, in the order of the places.
+    pub(super) fn sample(&self, count: u64, mut visit: impl FnMut(&mut Block<'_>)) -> Result<()> {
+        let step = self.unit * (BLOCK / self.unit).max(1);
+        let blocks = self.elements.div_ceil(step);
+        let wanted = (count / step).clamp(1, blocks.max(1));
+        for index in 0..wanted {
+            let start = index * blocks / wanted * step;
+            let range = start / self.block..self.elements.min(start + step) / self.block;
+            self.scan.at(range.clone(), |inputs| self.blocks(range.clone(), inputs, &mut visit))?;
+        }
+        Ok(())
+    }
+
+    /// All elements of an input, as numbers: for what no pass can do.
+    ///
+    /// # Errors
+    /// As [`Self::fold`].
+    pub fn whole_input(&self, index: usize) -> Result<Vec<f32>> {
+        let mut all = Vec::with_capacity(self.elements as usize);
+        self.fold(
+            TILE,
+            Vec::new,
+            |part: &mut Vec<f32>, block| part.extend(&block.inputs[index]),
+            |part| all.extend(part),
+        )?;
+        Ok(all)
+    }
+}

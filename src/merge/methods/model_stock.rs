@@ -1,0 +1,73 @@
+//! Model stock: from the base toward the models' average, as far as the angle between their changes warrants.
+//!
+//! `out = t·mean(xᵢ) + (1−t)·b` with `t = N·c / (1 + (N−1)·c)`, where c is the mean cosine of all pairs of changes; t is 0
+//! where the denominator is. Jang et al. 2024, <https://arxiv.org/abs/2403.19522>. The paper does this per layer's tensor,
+//! `filter_wise` per row.
+
+use crate::dtype::vector;
+use crate::error::Result;
+use crate::merge::{ANY, About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+
+/// See the module.
+pub(super) struct ModelStock;
+
+const ABOUT: About = About {
+    name: "model-stock",
+    what: "from the base toward the average, by the angle between the models' changes",
+    formula: "t·Σ xᵢ/N + (1−t)·b, t = N·c/(1+(N−1)·c), c the mean cosine of pairs (xᵢ−b, xⱼ−b)",
+    source: "https://arxiv.org/abs/2403.19522",
+    base: Base::Required,
+    models: (2, ANY),
+    weight: Weight::Unused,
+    normalizes: false,
+    parameters: &[Parameter::shared("filter_wise", 0.0, "1 takes an angle for each row instead of the tensor")],
+};
+
+/// Products of norms below this count as this.
+const SMALLEST_PRODUCT: f64 = 1e-6;
+
+/// How far to go, from the inner products of the changes.
+fn ratio(models: usize, product: impl Fn(usize, usize) -> f64) -> f64 {
+    let pairs = (0..models).flat_map(|i| (i + 1..models).map(move |j| (i, j)));
+    let cosine = |(i, j)| {
+        let norms = product(i, i).sqrt() * product(j, j).sqrt();
+        (product(i, j) / norms.max(SMALLEST_PRODUCT)).clamp(-1.0, 1.0)
+    };
+    let count = models as f64;
+    let mean = pairs.map(cosine).sum::<f64>() / (count * (count - 1.0) / 2.0);
+    let denominator = 1.0 + (count - 1.0) * mean;
+    if denominator.abs() < 1e-6 { 0.0 } else { count * mean / denominator }
+}
+
+impl Method for ModelStock {
+    fn about(&self) -> &About {
+        &ABOUT
+    }
+
+    fn unit(&self, terms: &Terms) -> u64 {
+        if terms.is_on("filter_wise") { terms.row() } else { 1 }
+    }
+
+    fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
+        let models = data.models();
+        if !terms.is_on("filter_wise") {
+            let gram = data.gram(true)?;
+            let share = ratio(models, |i, j| gram.product(i, j)) / models as f64;
+            return Ok(Solution::around_base(vec![share; models]));
+        }
+        let row = terms.row();
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
+            block.subtract_base();
+            let (changes, base) = block.split_base();
+            for (start, out) in (0..).step_by(row as usize).zip(out.chunks_mut(row as usize)) {
+                let part = |i: usize| &changes[i][start..start + row as usize];
+                let share = (ratio(models, |i, j| vector::dot(part(i), part(j))) / models as f64) as f32;
+                out.copy_from_slice(&base[start..start + row as usize]);
+                for i in 0..models {
+                    vector::update(out, [part(i)], |out, [change]| out + share * change);
+                }
+            }
+        };
+        Ok(Solution::of(function))
+    }
+}

@@ -1,0 +1,126 @@
+//! Random numbers that are functions of where they are used, so that no order of work changes them.
+//!
+//! A [`Key`] is made of a seed, a tensor's name and a model's number; the number at an element is a mixing of the
+//! element's index under that key: xorshifts and two multiplications of 32 bits with the constants of C. Wellons' search
+//! (<https://nullprogram.com/blog/2018/07/31/>), with a second half of the key added between them. 32-bit integers
+//! only, so that a GPU computes the same.
+
+use crate::dtype::vector::{self, Loop};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+/// Which sequence of random numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    low: u32,
+    high: u32,
+}
+
+impl Key {
+    /// The sequence of a tensor of a model.
+    #[must_use]
+    pub fn new(seed: u64, tensor: &str, model: usize) -> Self {
+        let hash = xxh3_64_with_seed(tensor.as_bytes(), seed);
+        let hash = xxh3_64_with_seed(&(model as u64).to_le_bytes(), hash);
+        Self { low: hash as u32, high: (hash >> 32) as u32 }
+    }
+
+    /// Fills `out` with the numbers of elements `start..`, uniform over all 32-bit integers.
+    pub fn fill(self, start: u64, out: &mut [u32]) {
+        let mut rest = out;
+        let mut at = start;
+        while !rest.is_empty() {
+            // An index has 32 bits; the bits above change the key.
+            let room = (1 << 32) - (at & 0xffff_ffff);
+            let (now, after) = rest.split_at_mut(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            let upper = mix((at >> 32) as u32, 0x9e37_79b9);
+            let key = Self { low: self.low ^ upper, high: self.high.wrapping_add(upper) };
+            vector::run(Fill { key, start: at as u32, out: now });
+            at += now.len() as u64;
+            rest = after;
+        }
+    }
+}
+
+/// The least number that is not kept when elements are kept with this probability: keep what is below it. Certainty is
+/// a number of 33 bits, which none reaches.
+#[must_use]
+pub fn threshold(probability: f64) -> u64 {
+    (probability.clamp(0.0, 1.0) * 4_294_967_296.0).round() as u64
+}
+
+#[inline(always)]
+fn mix(index: u32, key: u32) -> u32 {
+    let mut x = index;
+    x = (x ^ (x >> 16)).wrapping_mul(0x21f0_aaad).wrapping_add(key);
+    x = (x ^ (x >> 15)).wrapping_mul(0x735a_2d97);
+    x ^ (x >> 15)
+}
+
+struct Fill<'a> {
+    key: Key,
+    start: u32,
+    out: &'a mut [u32],
+}
+
+impl Loop for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { key, start, out } = self;
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = mix(start.wrapping_add(i as u32) ^ key.low, key.high);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(key: Key, start: u64, count: usize) -> Vec<u32> {
+        let mut out = vec![0; count];
+        key.fill(start, &mut out);
+        out
+    }
+
+    #[test]
+    fn any_part_is_the_part_of_the_whole() {
+        let key = Key::new(7, "layer.weight", 1);
+        let start = (1 << 32) - 500;
+        let whole = numbers(key, start, 1000);
+        assert_eq!(whole[300..700], numbers(key, start + 300, 400));
+        assert_eq!(whole[501], numbers(key, start + 501, 1)[0]);
+        assert_ne!(whole[500..600], numbers(key, 0, 100), "indices do not wrap around");
+    }
+
+    #[test]
+    fn keys_differ_in_each_of_their_parts() {
+        let base = numbers(Key::new(0, "a", 0), 0, 64);
+        for other in [Key::new(1, "a", 0), Key::new(0, "b", 0), Key::new(0, "a", 1)] {
+            let same = numbers(other, 0, 64).iter().zip(&base).filter(|(a, b)| a == b).count();
+            assert_eq!(same, 0);
+        }
+    }
+
+    /// Each bit is fair, neighbours and two models' numbers are uncorrelated, all within five standard deviations.
+    #[test]
+    fn numbers_are_uniform_and_independent() {
+        const N: usize = 1 << 20;
+        let a = numbers(Key::new(3, "w", 0), 0, N);
+        let b = numbers(Key::new(3, "w", 1), 0, N);
+        let bound = 5.0 * (N as f64).sqrt() / 2.0;
+        let off = |ones: u64| (ones as f64 - N as f64 / 2.0).abs();
+        for bit in 0..32 {
+            let count = |f: &dyn Fn(usize) -> u32| (0..N - 1).map(|i| u64::from(f(i) >> bit & 1)).sum::<u64>();
+            assert!(off(count(&|i| a[i])) < bound, "bit {bit} of single numbers");
+            assert!(off(count(&|i| a[i] ^ a[i + 1])) < bound, "bit {bit} of neighbours");
+            assert!(off(count(&|i| a[i] ^ b[i])) < bound, "bit {bit} of two models");
+        }
+        for p in [0.01, 0.3, 0.9] {
+            let kept = a.iter().filter(|&&x| u64::from(x) < threshold(p)).count() as f64;
+            assert!((kept - p * N as f64).abs() < 5.0 * (N as f64 * p * (1.0 - p)).sqrt(), "density {p}");
+        }
+        assert_eq!(threshold(1.0), 1 << 32, "all are kept");
+    }
+}

@@ -1,0 +1,169 @@
+//! Parameters that depend on the tensor: by name, and by how deep in the model it is.
+
+use regex::Regex;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A value of a parameter, which may be another for each tensor.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// The first whose filter lets a tensor's name through counts.
+    pub rules: Vec<(Filter, Anchors)>,
+}
+
+/// Which tensors a value is for.
+#[derive(Clone, Debug)]
+pub enum Filter {
+    /// All.
+    Any,
+    /// Those whose name contains the text.
+    Contains(String),
+    /// Those whose name matches.
+    Matches(Regex),
+}
+
+/// A value, or several spread evenly over the layers, with straight lines between them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Anchors(pub Vec<f64>);
+
+impl Filter {
+    fn lets_through(&self, name: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Contains(text) => name.contains(text),
+            Self::Matches(pattern) => pattern.is_match(name),
+        }
+    }
+}
+
+impl Anchors {
+    /// The value at a place from 0, the first layer, to 1, the last.
+    #[must_use]
+    pub fn at(&self, place: f64) -> Option<f64> {
+        let position = place.clamp(0.0, 1.0) * self.0.len().saturating_sub(1) as f64;
+        let (low, share) = (position.floor(), position.fract());
+        let here = *self.0.get(low as usize)?;
+        let next = self.0.get(low as usize + 1).copied().unwrap_or(here);
+        Some(if share == 0.0 { here } else { (1.0 - share) * here + share * next })
+    }
+}
+
+impl Setting {
+    /// The same for all tensors.
+    #[must_use]
+    pub fn constant(value: f64) -> Self {
+        Self::gradient(vec![value])
+    }
+
+    /// Values spread over the layers.
+    #[must_use]
+    pub fn gradient(values: Vec<f64>) -> Self {
+        Self { rules: vec![(Filter::Any, Anchors(values))] }
+    }
+
+    /// The value for a tensor; none if no rule is for it.
+    #[must_use]
+    pub fn at(&self, name: &str, place: f64) -> Option<f64> {
+        self.rules.iter().find(|(filter, _)| filter.lets_through(name)).and_then(|(_, anchors)| anchors.at(place))
+    }
+
+    /// All numbers in it.
+    pub fn values(&self) -> impl Iterator<Item = f64> {
+        self.rules.iter().flat_map(|(_, anchors)| anchors.0.iter().copied())
+    }
+}
+
+/// The layers of a model, told from the numbers in the names of its tensors.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    /// What comes before the number in the names of most numbered tensors.
+    prefix: String,
+    /// How many there are.
+    count: u64,
+}
+
+impl Layers {
+    /// Of the model that has tensors of these names.
+    #[must_use]
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut tensors: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut numbers: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+        for (prefix, number, _) in names.into_iter().filter_map(split) {
+            *tensors.entry(prefix).or_default() += 1;
+            numbers.entry(prefix).or_default().insert(number);
+        }
+        // The first of equals, as names sort.
+        let most = tensors.iter().max_by_key(|(prefix, count)| (**count, std::cmp::Reverse(**prefix)));
+        let Some((prefix, _)) = most else { return Self::default() };
+        Self { prefix: (*prefix).to_owned(), count: numbers[prefix].last().map_or(0, |last| last + 1) }
+    }
+
+    /// How many layers there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The layer that a tensor is in, and what its name has before and behind the number.
+    #[must_use]
+    pub fn layer<'n>(&self, name: &'n str) -> Option<(&'n str, u64, &'n str)> {
+        split(name).filter(|(prefix, ..)| *prefix == self.prefix)
+    }
+
+    /// Where a tensor is, from 0, the first layer, to 1, the last; 0 for what is in no layer, and 1 for an only layer.
+    #[must_use]
+    pub fn place(&self, name: &str) -> f64 {
+        match (self.layer(name), self.count) {
+            (None, _) => 0.0,
+            (Some(_), 0 | 1) => 1.0,
+            (Some((_, layer, _)), count) => layer as f64 / (count - 1) as f64,
+        }
+    }
+}
+
+/// A name as what is before its first number, the number, and what is behind it: `model.layers.`, 3, `.mlp.weight`.
+fn split(name: &str) -> Option<(&str, u64, &str)> {
+    let mut start = 0;
+    for part in name.split('.') {
+        if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) && start > 0 {
+            return Some((&name[..start], part.parse().ok()?, &name[start + part.len()..]));
+        }
+        start += part.len() + 1;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anchors_are_joined_by_lines() {
+        let anchors = Anchors(vec![0.0, 1.0, 0.5]);
+        let at: Vec<_> = [0.0, 0.25, 0.5, 0.75, 1.0].iter().map(|place| anchors.at(*place)).collect();
+        assert_eq!(at, [Some(0.0), Some(0.5), Some(1.0), Some(0.75), Some(0.5)]);
+        assert_eq!(Anchors(vec![0.3]).at(0.7), Some(0.3));
+        assert_eq!(Anchors(Vec::new()).at(0.0), None);
+    }
+
+    #[test]
+    fn layers_are_found_in_names() {
+        let names = ["model.embed.weight", "model.layers.0.a", "model.layers.0.b", "model.layers.2.a", "other.0.x"];
+        let layers = Layers::of(names);
+        assert_eq!(layers.count(), 3);
+        assert_eq!(layers.layer("model.layers.2.a"), Some(("model.layers.", 2, ".a")));
+        let places: Vec<f64> =
+            ["model.layers.1.a", "model.layers.2.b", "other.0.x", "x"].map(|n| layers.place(n)).into();
+        assert_eq!(places, [0.5, 1.0, 0.0, 0.0]);
+        assert_eq!(Layers::of(["h.0.w"]).place("h.0.w"), 1.0);
+    }
+
+    #[test]
+    fn the_first_filter_that_fits_counts() {
+        let rule = |filter, value| (filter, Anchors(vec![value]));
+        let setting = Setting { rules: vec![rule(Filter::Contains("attn".into()), 0.1), rule(Filter::Any, 0.2)] };
+        assert_eq!(setting.at("a.attn.w", 0.0), Some(0.1));
+        assert_eq!(setting.at("a.mlp.w", 0.0), Some(0.2));
+        let setting = Setting { rules: vec![rule(Filter::Contains("attn".into()), 0.1)] };
+        assert_eq!(setting.at("a.mlp.w", 0.0), None);
+    }
+}
