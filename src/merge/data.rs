@@ -222,14 +222,26 @@ impl<'a> Data<'a> {
     /// As [`Self::fold`].
     pub fn gram(&self, around_base: bool) -> Result<Gram> {
         let size = if around_base { self.models() } else { self.sources.len() };
-        let upper = self.sums(size * (size + 1) / 2, |block, sums| {
-            if around_base {
-                block.subtract_base();
-            }
-            for ((i, j), sum) in pairs(size).zip(sums) {
-                *sum += vector::dot(&block.inputs[i], &block.inputs[j]);
-            }
-        })?;
+        let count = size * (size + 1) / 2;
+        let mut upper = vec![0.0; count];
+        self.fold(
+            TILE,
+            || (vec![0.0; count], vec![Vec::new(); size]),
+            |(sums, wide): &mut (Vec<f64>, Vec<Vec<f64>>), block| {
+                if around_base {
+                    block.subtract_base();
+                }
+                // Each number is widened once, not once for each pair.
+                for (wide, values) in wide.iter_mut().zip(block.inputs.iter()) {
+                    wide.resize(values.len(), 0.0);
+                    vector::widen(values, wide);
+                }
+                for ((i, j), sum) in pairs(size).zip(sums) {
+                    *sum += vector::dot_f64(&wide[i], &wide[j]);
+                }
+            },
+            |(tile, _)| upper.iter_mut().zip(tile).for_each(|(total, part)| *total += part),
+        )?;
         Ok(Gram::new(size, &upper))
     }
 

@@ -26,17 +26,31 @@ impl Key {
 
     /// Fills `out` with the numbers of elements `start..`, uniform over all 32-bit integers.
     pub fn fill(self, start: u64, out: &mut [u32]) {
-        let mut rest = out;
-        let mut at = start;
-        while !rest.is_empty() {
+        self.update(start, out, [], |_, [], number| number);
+    }
+
+    /// `out[i] = each(out[i], [a[i], …], number of element start + i)`.
+    ///
+    /// # Panics
+    /// If an input is shorter than `out`.
+    pub fn update<T: Copy, const N: usize>(
+        self,
+        start: u64,
+        out: &mut [T],
+        inputs: [&[T]; N],
+        each: impl Fn(T, [T; N], u32) -> T,
+    ) {
+        let mut done = 0;
+        while done < out.len() {
+            let at = start + done as u64;
             // An index has 32 bits; the bits above change the key.
-            let room = (1 << 32) - (at & 0xffff_ffff);
-            let (now, after) = rest.split_at_mut(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            let room = usize::try_from((1 << 32) - (at & 0xffff_ffff)).unwrap_or(usize::MAX);
+            let end = done + room.min(out.len() - done);
             let upper = mix((at >> 32) as u32, 0x9e37_79b9);
             let key = Self { low: self.low ^ upper, high: self.high.wrapping_add(upper) };
-            vector::run(Fill { key, start: at as u32, out: now });
-            at += now.len() as u64;
-            rest = after;
+            let inputs = inputs.map(|input| &input[done..end]);
+            vector::run(Update { key, start: at as u32, out: &mut out[done..end], inputs, each: &each });
+            done = end;
         }
     }
 }
@@ -56,20 +70,24 @@ fn mix(index: u32, key: u32) -> u32 {
     x ^ (x >> 15)
 }
 
-struct Fill<'a> {
+struct Update<'a, T, const N: usize, F> {
     key: Key,
     start: u32,
-    out: &'a mut [u32],
+    out: &'a mut [T],
+    inputs: [&'a [T]; N],
+    each: &'a F,
 }
 
-impl Loop for Fill<'_> {
+impl<T: Copy, const N: usize, F: Fn(T, [T; N], u32) -> T> Loop for Update<'_, T, N, F> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Self { key, start, out } = self;
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = mix(start.wrapping_add(i as u32) ^ key.low, key.high);
+        let Self { key, start, out, inputs, each } = self;
+        let inputs = inputs.map(|input| &input[..out.len()]);
+        for i in 0..out.len() {
+            let number = mix(start.wrapping_add(i as u32) ^ key.low, key.high);
+            out[i] = each(out[i], inputs.map(|input| input[i]), number);
         }
     }
 }

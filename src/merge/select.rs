@@ -12,7 +12,7 @@ use crate::error::Result;
 const SAMPLE: u64 = 1 << 16;
 /// Ranks to each side of the sample's guess that the first range takes in, beyond what chance explains: elements that
 /// are near each other are alike.
-const MARGIN: f64 = 0.012;
+const MARGIN: f64 = 0.003;
 /// Buckets of a range.
 const BUCKETS: usize = 4096;
 /// Elements per tile: large against the buckets that a tile fills.
@@ -87,27 +87,50 @@ impl Loop for Count<'_> {
     fn run(self) {
         let Self { values, low, high, shift, counts } = self;
         let width = high - low;
-        for chunk in values.chunks(CHUNK) {
-            let mut below = 0u32;
-            let mut inside = 0u32;
-            for value in chunk {
-                let bits = value.to_bits() & MAGNITUDE;
-                below += u32::from(bits < low);
-                inside += u32::from(bits.wrapping_sub(low) <= width);
+        let mut below = [0u32; CHUNK];
+        let mut inside = [0u32; CHUNK];
+        let (chunks, rest) = values.as_chunks::<CHUNK>();
+        for chunk in chunks {
+            let mut any = 0;
+            for lane in 0..CHUNK {
+                let bits = chunk[lane].to_bits() & MAGNITUDE;
+                let hit = u32::from(bits.wrapping_sub(low) <= width);
+                below[lane] += u32::from(bits < low);
+                inside[lane] += hit;
+                any |= hit;
             }
-            counts.below += u64::from(below);
-            if inside > 0 {
-                for value in chunk {
-                    let bits = value.to_bits() & MAGNITUDE;
-                    let offset = bits.wrapping_sub(low);
-                    if offset <= width {
-                        let bucket = &mut counts.buckets[(offset >> shift) as usize];
-                        bucket.count += 1;
-                        bucket.least = bucket.least.min(bits);
-                        bucket.most = bucket.most.max(bits);
-                    }
-                }
+            // A range of one value needs no more than its count.
+            if any != 0 && width > 0 {
+                chunk.iter().for_each(|value| counts.put(*value, low, width, shift));
             }
+        }
+        for value in rest {
+            let bits = value.to_bits() & MAGNITUDE;
+            below[0] += u32::from(bits < low);
+            inside[0] += u32::from(bits == low);
+            if width > 0 {
+                counts.put(*value, low, width, shift);
+            }
+        }
+        counts.below += below.iter().map(|count| u64::from(*count)).sum::<u64>();
+        if width == 0 {
+            let count: u64 = inside.iter().map(|count| u64::from(*count)).sum();
+            counts.buckets[0].count += count;
+            (counts.buckets[0].least, counts.buckets[0].most) = (low, low);
+        }
+    }
+}
+
+impl Counts {
+    #[inline(always)]
+    fn put(&mut self, value: f32, low: u32, width: u32, shift: u32) {
+        let bits = value.to_bits() & MAGNITUDE;
+        let offset = bits.wrapping_sub(low);
+        if offset <= width {
+            let bucket = &mut self.buckets[(offset >> shift) as usize];
+            bucket.count += 1;
+            bucket.least = bucket.least.min(bits);
+            bucket.most = bucket.most.max(bits);
         }
     }
 }
@@ -203,7 +226,7 @@ fn guess(
         let sample = &samples[search.quantity];
         let size = sample.len() as f64;
         let share = search.rank as f64 / elements as f64;
-        let margin = size * MARGIN + 4.0 * (size * share * (1.0 - share)).sqrt();
+        let margin = size * MARGIN + 3.0 * (size * share * (1.0 - share)).sqrt();
         let at = share * size;
         let value = |position: f64| sample.get(position as usize).copied();
         search.low = if at < margin { 0 } else { value(at - margin).unwrap_or(0) };

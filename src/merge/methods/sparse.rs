@@ -20,12 +20,12 @@
 //! Elements that are equal to the smallest that is kept are all kept, where mergekit's choice among them is the
 //! sorting's. Random numbers are ours.
 
-use crate::dtype::vector;
+use crate::dtype::vector::{self, Loop};
 use crate::error::Result;
 use crate::merge::{
     ANY, About, Base, Block, Data, Elementwise, Key, Method, Parameter, Solution, Terms, Weight, select, threshold,
 };
-use std::fmt::Debug;
+use std::cmp::Ordering;
 
 /// A row of the table.
 #[derive(Debug)]
@@ -194,67 +194,127 @@ struct Sieve {
 }
 
 impl Sieve {
-    /// Drops elements of a block's change.
-    fn apply(&self, start: u64, change: &mut [f32]) {
+    /// Turns a model's elements into its weighted change from the base, less what is dropped.
+    fn apply(&self, start: u64, model: &mut [f32], base: &[f32], weight: f32) {
         let scale = self.scale;
         match self.mask {
-            Mask::All => {}
-            Mask::Nothing => change.fill(0.0),
-            Mask::Between(low, high) => vector::update(change, [], |x, []| {
+            Mask::All => vector::update(model, [base], |x, [b]| (x - b) * weight),
+            Mask::Nothing => model.fill(0.0),
+            Mask::Between(low, high) => vector::update(model, [base], |x, [b]| {
+                let change = x - b;
                 // What cannot be compared, NaN, is kept.
-                let dropped = (x.abs() < low) | (x.abs() > high);
-                if dropped { 0.0 } else { x * scale }
+                let dropped = (change.abs() < low) | (change.abs() > high);
+                if dropped { 0.0 } else { change * scale * weight }
             }),
             Mask::Random(key, limit) => {
-                let mut random = vec![0u32; change.len()];
-                key.fill(start, &mut random);
-                vector::run(Drop { change, random: &random, limit, scale });
+                key.update(
+                    start,
+                    model,
+                    [base],
+                    |x, [b], number| {
+                        if number <= limit { (x - b) * scale * weight } else { 0.0 }
+                    },
+                )
             }
-            Mask::Rank { key, density, epsilon } => self.by_rank(start, change, key, density, epsilon),
+            Mask::Rank { key, density, epsilon } => {
+                vector::update(model, [base], |x, [b]| x - b);
+                self.by_rank(start, model, key, density, epsilon);
+                vector::update(model, [], |x, []| x * weight);
+            }
         }
     }
 
+    /// Keeps each element of a row with a probability by its rank. Of elements that are equal each has the mean rank.
     fn by_rank(&self, start: u64, change: &mut [f32], key: Key, density: f64, epsilon: f64) {
         let Rows { length, stride } = self.rows;
         let mut random = vec![0u32; change.len()];
         key.fill(start, &mut random);
         let last = length.saturating_sub(1) as f64;
-        let mut order: Vec<(u32, u32)> = Vec::with_capacity(length);
+        let mut sorter = Sorter::default();
         for (slice, random) in change.chunks_mut(self.rows.unit()).zip(random.chunks(self.rows.unit())) {
             for offset in 0..stride {
-                order.clear();
-                let magnitude = |i: usize| slice[offset + i * stride].to_bits() & 0x7fff_ffff;
-                order.extend((0..length).map(|i| (magnitude(i), i as u32)));
-                order.sort_unstable();
-                for (rank, (_, i)) in order.iter().enumerate() {
-                    let at = offset + *i as usize * stride;
-                    // A row of one element has no order: it is kept as the middle of a row is.
-                    let place = if last > 0.0 { rank as f64 / last } else { 0.5 };
-                    let probability = density - epsilon + 2.0 * epsilon * place;
-                    let factor = if self.by_probability { (1.0 / probability) as f32 } else { self.scale };
-                    let kept = u64::from(random[at]) < threshold(probability);
-                    slice[at] = if kept { slice[at] * factor } else { 0.0 };
+                let at = |i: usize| offset + i * stride;
+                let sorted = sorter.sorted((0..length).map(|i| slice[at(i)].to_bits() & MAGNITUDE));
+                for i in 0..length {
+                    let (x, number) = (slice[at(i)], random[at(i)]);
+                    let bits = x.to_bits() & MAGNITUDE;
+                    let uniform = f64::from(number) / 4_294_967_296.0;
+                    // Most elements are kept or dropped whatever their rank.
+                    let place = (uniform - (density - epsilon)) / (2.0 * epsilon);
+                    let kept = if place < 0.0 {
+                        true
+                    } else if place >= 1.0 {
+                        false
+                    } else if last == 0.0 {
+                        // A row of one element has no order: it is kept as the middle of a row is.
+                        place < 0.5
+                    } else {
+                        // Kept if its rank is above this one; of a run of equals, as many as are above it.
+                        let needed = place * last;
+                        let pivot = sorted[needed as usize];
+                        match bits.cmp(&pivot) {
+                            Ordering::Less => false,
+                            Ordering::Greater => true,
+                            Ordering::Equal => {
+                                let first = sorted.partition_point(|other| *other < bits);
+                                let end = first + sorted[first..].partition_point(|other| *other == bits);
+                                place * last < (first + end - 1) as f64 / 2.0
+                            }
+                        }
+                    };
+                    let factor = if self.by_probability {
+                        let first = sorted.partition_point(|other| *other < bits);
+                        let end = first + sorted[first..].partition_point(|other| *other == bits);
+                        let rank = if last > 0.0 { (first + end - 1) as f64 / 2.0 / last } else { 0.5 };
+                        (1.0 / (density - epsilon + 2.0 * epsilon * rank)) as f32
+                    } else {
+                        self.scale
+                    };
+                    slice[at(i)] = if kept { x * factor } else { 0.0 };
                 }
             }
         }
     }
 }
 
-struct Drop<'a> {
-    change: &'a mut [f32],
-    random: &'a [u32],
-    limit: u32,
-    scale: f32,
+/// All bits but the sign.
+const MAGNITUDE: u32 = 0x7fff_ffff;
+
+/// Sorts numbers of 31 bits by three of their digits, lowest first, in buffers that are used again.
+#[derive(Default)]
+struct Sorter {
+    values: Vec<u32>,
+    other: Vec<u32>,
 }
 
-impl vector::Loop for Drop<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for (x, random) in self.change.iter_mut().zip(self.random) {
-            *x = if *random <= self.limit { *x * self.scale } else { 0.0 };
+impl Sorter {
+    fn sorted(&mut self, values: impl Iterator<Item = u32>) -> &[u32] {
+        /// Below this many, counting digits costs more than comparing.
+        const FEW: usize = 512;
+        self.values.clear();
+        self.values.extend(values);
+        if self.values.len() < FEW {
+            self.values.sort_unstable();
+            return &self.values;
         }
+        self.other.resize(self.values.len(), 0);
+        for (shift, bits) in [(0, 11), (11, 10), (21, 10)] {
+            let mask = (1u32 << bits) - 1;
+            let digit = |value: u32| (value >> shift & mask) as usize;
+            let mut starts = [0u32; 1 << 11];
+            self.values.iter().for_each(|value| starts[digit(*value)] += 1);
+            let mut next = 0;
+            for start in &mut starts {
+                (*start, next) = (next, next + *start);
+            }
+            for value in &self.values {
+                let place = &mut starts[digit(*value)];
+                self.other[*place as usize] = *value;
+                *place += 1;
+            }
+            std::mem::swap(&mut self.values, &mut self.other);
+        }
+        &self.values
     }
 }
 
@@ -364,14 +424,13 @@ impl Method for Sparse {
             }
         } else if terms.is_on("rescale") && sieves.iter().any(|sieve| sieve.mask != Mask::All) {
             let norms = data.sums(2 * models, |block, sums| {
-                block.subtract_base();
                 let start = block.start;
+                let (changes, base) = block.split_base();
                 for (i, sieve) in sieves.iter().enumerate() {
-                    let change = &mut block.inputs[i];
-                    let l1 = |change: &[f32]| vector::sum([change], |[x]| f64::from(x.abs()));
-                    sums[2 * i] += l1(change);
-                    sieve.apply(start, change);
-                    sums[2 * i + 1] += l1(change);
+                    let change = &mut changes[i];
+                    sums[2 * i] += vector::sum_fast([change, base], |[x, b]| (x - b).abs());
+                    sieve.apply(start, change, base, 1.0);
+                    sums[2 * i + 1] += vector::sum_fast([change], |[x]| x.abs());
                 }
             })?;
             for (sieve, norms) in sieves.iter_mut().zip(norms.chunks(2)) {
@@ -405,13 +464,12 @@ struct Summed {
 
 impl Elementwise for Summed {
     fn apply(&self, block: &mut Block<'_>, out: &mut [f32]) {
-        block.subtract_base();
         let start = block.start;
         let (changes, base) = block.split_base();
         out.fill(0.0);
         for ((change, sieve), weight) in changes.iter_mut().zip(&self.sieves).zip(&self.weights) {
-            sieve.apply(start, change);
-            vector::update(out, [change], |sum, [x]| sum + weight * x);
+            sieve.apply(start, change, base, *weight);
+            vector::update(out, [change], |sum, [x]| sum + x);
         }
         let factor = self.factor;
         vector::update(out, [base], |sum, [b]| b + factor * sum);
@@ -429,39 +487,72 @@ struct Elected {
 
 impl Elementwise for Elected {
     fn apply(&self, block: &mut Block<'_>, out: &mut [f32]) {
-        block.subtract_base();
         let start = block.start;
         let (changes, base) = block.split_base();
-        let mut votes = vec![0.0; out.len()];
-        for ((change, sieve), &weight) in changes.iter_mut().zip(&self.sieves).zip(&self.weights) {
-            sieve.apply(start, change);
-            vector::update(change, [], |x, []| weight * x);
-            if self.by_count {
-                vector::update(&mut votes, [change], |votes, [x]| votes + sign(x));
-            } else {
-                vector::update(&mut votes, [change], |votes, [x]| votes + x);
-            }
+        for ((change, sieve), weight) in changes.iter_mut().zip(&self.sieves).zip(&self.weights) {
+            sieve.apply(start, change, base, *weight);
         }
-        let (lambda, normalize) = (self.lambda, self.normalize);
-        let mut divisor = vec![0.0; out.len()];
-        out.fill(0.0);
-        for (change, &weight) in changes.iter().zip(&self.weights) {
-            let agrees = |x: f32, votes: f32| if votes >= 0.0 { x > 0.0 } else { x < 0.0 };
-            // A NaN is in the votes, and stays.
-            let elected = |x: f32, votes: f32| if agrees(x, votes) { x } else { 0.0 * votes };
-            vector::update(out, [change, &votes], |sum, [x, v]| sum + elected(x, v));
-            if normalize {
-                vector::update(&mut divisor, [change, &votes], |d, [x, v]| d + if agrees(x, v) { weight } else { 0.0 });
-            }
-        }
-        if normalize {
-            vector::update(out, [&divisor], |sum, [d]| if d == 0.0 { sum } else { sum / d });
-        }
-        vector::update(out, [base], |sum, [b]| b + lambda * sum);
+        vector::run(Elect { elected: self, changes, base, out });
     }
 }
 
-#[inline(always)]
-fn sign(x: f32) -> f32 {
-    if x == 0.0 { 0.0 } else { x.signum() }
+/// Elements elected side by side.
+const LANES: usize = 16;
+
+struct Elect<'a> {
+    elected: &'a Elected,
+    changes: &'a [Vec<f32>],
+    base: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Elect<'_> {
+    /// The elements `at..`, as many as `out` has, all of them in lanes of the same width.
+    #[inline(always)]
+    fn lanes<const N: usize>(elected: &Elected, changes: &[Vec<f32>], at: usize, base: &[f32; N], out: &mut [f32; N]) {
+        let lane = |change: &Vec<f32>| *change[at..].first_chunk::<N>().unwrap_or(&[0.0; N]);
+        let mut votes = [0.0; N];
+        for change in changes {
+            let change = lane(change);
+            for i in 0..N {
+                let vote = if change[i] == 0.0 { 0.0 } else { 1f32.copysign(change[i]) + 0.0 * change[i] };
+                votes[i] += if elected.by_count { vote } else { change[i] };
+            }
+        }
+        let (mut sum, mut divisor) = ([0.0; N], [0.0; N]);
+        for (change, weight) in changes.iter().zip(&elected.weights) {
+            let change = lane(change);
+            for i in 0..N {
+                let agrees = if votes[i] >= 0.0 { change[i] > 0.0 } else { change[i] < 0.0 };
+                sum[i] += if agrees { change[i] } else { 0.0 };
+                divisor[i] += if agrees { *weight } else { 0.0 };
+            }
+        }
+        for i in 0..N {
+            let divisor = if divisor[i] == 0.0 || !elected.normalize { 1.0 } else { divisor[i] };
+            let change = elected.lambda * (sum[i] / divisor);
+            // A NaN among the changes is one in the votes, and stays.
+            out[i] = base[i] + if votes[i].is_nan() { votes[i] } else { change };
+        }
+    }
+}
+
+impl Loop for Elect<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { elected, changes, base, out } = self;
+        let whole = out.len() / LANES * LANES;
+        let (chunks, rest) = out.as_chunks_mut::<LANES>();
+        let (base, base_rest) = base.as_chunks::<LANES>();
+        for (index, (base, out)) in base.iter().zip(chunks).enumerate() {
+            Self::lanes(elected, changes, index * LANES, base, out);
+        }
+        for (index, (base, out)) in base_rest.iter().zip(rest).enumerate() {
+            let mut one = [0.0];
+            Self::lanes(elected, changes, whole + index, &[*base], &mut one);
+            *out = one[0];
+        }
+    }
 }
