@@ -87,7 +87,11 @@ impl<T: Copy, const N: usize, F: Fn(T, [T; N], u32) -> T> Loop for Update<'_, T,
         let inputs = inputs.map(|input| &input[..out.len()]);
         for i in 0..out.len() {
             let number = mix(start.wrapping_add(i as u32) ^ key.low, key.high);
-            out[i] = each(out[i], inputs.map(|input| input[i]), number);
+            let mut values = [out[i]; N];
+            for n in 0..N {
+                values[n] = inputs[n][i];
+            }
+            out[i] = each(out[i], values, number);
         }
     }
 }

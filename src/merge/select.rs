@@ -2,6 +2,9 @@
 //!
 //! A sample says in which range of magnitudes the wanted element lies. A pass counts what is below the range and puts
 //! what is in it into buckets; the bucket that holds the wanted rank is the next range, until all its elements are equal.
+//! Where the sample has one magnitude many times, as in differences of 16-bit floats, the pass only counts what is below
+//! and at such magnitudes, which is faster, and is enough if one of them is the answer.
+//!
 //! Magnitudes are compared as the bits of an f32 without its sign, so NaN is the largest.
 
 use super::data::{Block, Data};
@@ -19,6 +22,10 @@ const BUCKETS: usize = 4096;
 const TILE: u64 = 1 << 20;
 /// All bits but the sign.
 const MAGNITUDE: u32 = 0x7fff_ffff;
+/// A magnitude is common that as many elements of the sample's range have.
+const COMMON: usize = 64;
+/// With more common magnitudes than this, buckets are cheaper.
+const COMMON_MOST: usize = 6;
 /// Elements that are looked at together for any in the range.
 const CHUNK: usize = 32;
 
@@ -28,6 +35,8 @@ struct Search {
     rank: u64,
     low: u32,
     high: u32,
+    /// Magnitudes in the range that many elements have, in ascending order: guesses that cost little to check.
+    common: Vec<u32>,
     found: Option<u32>,
 }
 
@@ -35,6 +44,8 @@ struct Search {
 struct Counts {
     below: u64,
     buckets: Vec<Bucket>,
+    /// How many elements are below and at each common magnitude.
+    common: Vec<(u64, u64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -53,8 +64,33 @@ impl Search {
         bits.saturating_sub(BUCKETS.trailing_zeros())
     }
 
+    fn counts(&self) -> Counts {
+        let buckets = if self.common.is_empty() { BUCKETS } else { 0 };
+        Counts { below: 0, buckets: vec![EMPTY; buckets], common: vec![(0, 0); self.common.len()] }
+    }
+
+    /// Takes the counts of a pass over common magnitudes in.
+    fn check(&mut self, counts: &Counts) {
+        for (magnitude, (below, equal)) in std::mem::take(&mut self.common).into_iter().zip(&counts.common) {
+            if self.rank < *below {
+                self.high = magnitude - 1;
+                break;
+            }
+            if self.rank < below + equal {
+                self.found = Some(magnitude);
+                break;
+            }
+            self.low = magnitude.saturating_add(1).min(MAGNITUDE);
+        }
+        // What lies outside of the sample's range is not known to be wrong yet: the next pass tells.
+        self.high = self.high.max(self.low);
+    }
+
     /// Takes a pass's counts in.
     fn narrow(&mut self, counts: &Counts) {
+        if !self.common.is_empty() {
+            return self.check(counts);
+        }
         let mut below = counts.below;
         if self.rank < below {
             (self.low, self.high) = (0, self.low.saturating_sub(1));
@@ -69,6 +105,31 @@ impl Search {
             below += bucket.count;
         }
         (self.low, self.high) = ((self.high + 1).min(MAGNITUDE), MAGNITUDE);
+    }
+}
+
+/// Counts what is below and at a few magnitudes.
+struct CountCommon<'a> {
+    values: &'a [f32],
+    common: &'a [u32],
+    counts: &'a mut [(u64, u64)],
+}
+
+impl Loop for CountCommon<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (&magnitude, counts) in self.common.iter().zip(self.counts) {
+            let (mut below, mut equal) = (0u32, 0u32);
+            for value in self.values {
+                let bits = value.to_bits() & MAGNITUDE;
+                below += u32::from(bits < magnitude);
+                equal += u32::from(bits == magnitude);
+            }
+            counts.0 += u64::from(below);
+            counts.1 += u64::from(equal);
+        }
     }
 }
 
@@ -157,7 +218,14 @@ pub fn select(
 ) -> Result<Vec<Vec<f32>>> {
     let mut searches: Vec<Search> = Vec::new();
     for (quantity, ranks) in ranks.iter().enumerate() {
-        searches.extend(ranks.iter().map(|&rank| Search { quantity, rank, low: 0, high: MAGNITUDE, found: None }));
+        searches.extend(ranks.iter().map(|&rank| Search {
+            quantity,
+            rank,
+            low: 0,
+            high: MAGNITUDE,
+            common: Vec::new(),
+            found: None,
+        }));
     }
     if tensors.iter().map(Data::elements).sum::<u64>() > 4 * SAMPLE && !searches.is_empty() {
         guess(tensors, &mut searches, ranks.len(), &values)?;
@@ -167,20 +235,27 @@ pub fn select(
         if open.is_empty() {
             break;
         }
-        let start =
-            || -> Vec<Counts> { open.iter().map(|_| Counts { below: 0, buckets: vec![EMPTY; BUCKETS] }).collect() };
+        let start = || -> Vec<Counts> { open.iter().map(|&index| searches[index].counts()).collect() };
         let visit = |counts: &mut Vec<Counts>, block: &mut Block<'_>| {
             values(block);
             for (&index, counts) in open.iter().zip(counts) {
                 let search = &searches[index];
-                let (low, high, shift) = (search.low, search.high, search.shift());
-                vector::run(Count { values: &block.inputs[search.quantity], low, high, shift, counts });
+                let values = &block.inputs[search.quantity][..];
+                if search.common.is_empty() {
+                    let (low, high, shift) = (search.low, search.high, search.shift());
+                    vector::run(Count { values, low, high, shift, counts });
+                } else {
+                    vector::run(CountCommon { values, common: &search.common, counts: &mut counts.common });
+                }
             }
         };
         let mut total = start();
         let mut combine = |tile: Vec<Counts>| {
             for (total, tile) in total.iter_mut().zip(tile) {
                 total.below += tile.below;
+                for (total, tile) in total.common.iter_mut().zip(tile.common) {
+                    *total = (total.0 + tile.0, total.1 + tile.1);
+                }
                 for (total, bucket) in total.buckets.iter_mut().zip(tile.buckets) {
                     total.count += bucket.count;
                     total.least = total.least.min(bucket.least);
@@ -231,6 +306,13 @@ fn guess(
         let value = |position: f64| sample.get(position as usize).copied();
         search.low = if at < margin { 0 } else { value(at - margin).unwrap_or(0) };
         search.high = value(at + margin).unwrap_or(MAGNITUDE);
+        let first = (at - margin).max(0.0) as usize;
+        let range = &sample[first.min(sample.len())..((at + margin) as usize + 1).min(sample.len())];
+        let common = range.chunk_by(|a, b| a == b).filter(|run| run.len() >= COMMON).map(|run| run[0]);
+        search.common = common.take(COMMON_MOST + 1).collect();
+        if search.common.len() > COMMON_MOST {
+            search.common.clear();
+        }
     }
     Ok(())
 }

@@ -25,7 +25,6 @@ use crate::error::Result;
 use crate::merge::{
     ANY, About, Base, Block, Data, Elementwise, Key, Method, Parameter, Solution, Terms, Weight, select, threshold,
 };
-use std::cmp::Ordering;
 
 /// A row of the table.
 #[derive(Debug)]
@@ -204,17 +203,15 @@ impl Sieve {
                 let change = x - b;
                 // What cannot be compared, NaN, is kept.
                 let dropped = (change.abs() < low) | (change.abs() > high);
-                if dropped { 0.0 } else { change * scale * weight }
+                let scaled = change * scale * weight;
+                if dropped { 0.0 } else { scaled }
             }),
             Mask::Random(key, limit) => {
-                key.update(
-                    start,
-                    model,
-                    [base],
-                    |x, [b], number| {
-                        if number <= limit { (x - b) * scale * weight } else { 0.0 }
-                    },
-                )
+                key.update(start, model, [base], |x, [b], number| {
+                    // Computed for all, so that there is nothing to branch for.
+                    let change = (x - b) * scale * weight;
+                    if number <= limit { change } else { 0.0 }
+                })
             }
             Mask::Rank { key, density, epsilon } => {
                 vector::update(model, [base], |x, [b]| x - b);
@@ -230,47 +227,38 @@ impl Sieve {
         let mut random = vec![0u32; change.len()];
         key.fill(start, &mut random);
         let last = length.saturating_sub(1) as f64;
-        let mut sorter = Sorter::default();
+        // Whatever their rank, elements are kept below the first limit and dropped from the second one on.
+        let (low, high) = (threshold(density - epsilon), threshold(density + epsilon));
+        let mut order = Order::default();
+        let mut magnitudes = vec![0u32; length];
+        let mut numbers = vec![0u32; length];
         for (slice, random) in change.chunks_mut(self.rows.unit()).zip(random.chunks(self.rows.unit())) {
             for offset in 0..stride {
                 let at = |i: usize| offset + i * stride;
-                let sorted = sorter.sorted((0..length).map(|i| slice[at(i)].to_bits() & MAGNITUDE));
                 for i in 0..length {
-                    let (x, number) = (slice[at(i)], random[at(i)]);
-                    let bits = x.to_bits() & MAGNITUDE;
-                    let uniform = f64::from(number) / 4_294_967_296.0;
-                    // Most elements are kept or dropped whatever their rank.
-                    let place = (uniform - (density - epsilon)) / (2.0 * epsilon);
-                    let kept = if place < 0.0 {
+                    magnitudes[i] = slice[at(i)].to_bits() & MAGNITUDE;
+                    numbers[i] = random[at(i)];
+                }
+                order.of(&magnitudes);
+                for i in 0..length {
+                    let number = u64::from(numbers[i]);
+                    let is_kept = if number < low {
                         true
-                    } else if place >= 1.0 {
-                        false
-                    } else if last == 0.0 {
+                    } else if number >= high || last == 0.0 {
                         // A row of one element has no order: it is kept as the middle of a row is.
-                        place < 0.5
+                        number < (low + high) / 2 && last == 0.0
                     } else {
-                        // Kept if its rank is above this one; of a run of equals, as many as are above it.
-                        let needed = place * last;
-                        let pivot = sorted[needed as usize];
-                        match bits.cmp(&pivot) {
-                            Ordering::Less => false,
-                            Ordering::Greater => true,
-                            Ordering::Equal => {
-                                let first = sorted.partition_point(|other| *other < bits);
-                                let end = first + sorted[first..].partition_point(|other| *other == bits);
-                                place * last < (first + end - 1) as f64 / 2.0
-                            }
-                        }
+                        order.is_above(magnitudes[i], (number - low) as f64 / (high - low) as f64 * last)
                     };
-                    let factor = if self.by_probability {
-                        let first = sorted.partition_point(|other| *other < bits);
-                        let end = first + sorted[first..].partition_point(|other| *other == bits);
-                        let rank = if last > 0.0 { (first + end - 1) as f64 / 2.0 / last } else { 0.5 };
-                        (1.0 / (density - epsilon + 2.0 * epsilon * rank)) as f32
+                    let factor = if !is_kept {
+                        0.0
+                    } else if self.by_probability {
+                        let place = if last > 0.0 { order.rank(magnitudes[i]) / last } else { 0.5 };
+                        (1.0 / (density - epsilon + 2.0 * epsilon * place)) as f32
                     } else {
                         self.scale
                     };
-                    slice[at(i)] = if kept { x * factor } else { 0.0 };
+                    slice[at(i)] = if is_kept { slice[at(i)] * factor } else { 0.0 };
                 }
             }
         }
@@ -280,41 +268,61 @@ impl Sieve {
 /// All bits but the sign.
 const MAGNITUDE: u32 = 0x7fff_ffff;
 
-/// Sorts numbers of 31 bits by three of their digits, lowest first, in buffers that are used again.
+/// The ranks of a row's magnitudes, from 0: sorted by exponent and three bits only, as the rest is seldom asked for.
 #[derive(Default)]
-struct Sorter {
-    values: Vec<u32>,
-    other: Vec<u32>,
+struct Order {
+    sorted: Vec<u32>,
+    /// Where each bucket begins; one more for the end.
+    starts: Vec<u32>,
 }
 
-impl Sorter {
-    fn sorted(&mut self, values: impl Iterator<Item = u32>) -> &[u32] {
-        /// Below this many, counting digits costs more than comparing.
-        const FEW: usize = 512;
-        self.values.clear();
-        self.values.extend(values);
-        if self.values.len() < FEW {
-            self.values.sort_unstable();
-            return &self.values;
+impl Order {
+    /// Bits of a magnitude below those that name its bucket.
+    const SHIFT: u32 = 20;
+    const BUCKETS: usize = 1 << (31 - Self::SHIFT);
+
+    fn of(&mut self, magnitudes: &[u32]) {
+        let bucket = |magnitude: u32| (magnitude >> Self::SHIFT) as usize;
+        self.starts.clear();
+        self.starts.resize(Self::BUCKETS + 1, 0);
+        self.sorted.resize(magnitudes.len(), 0);
+        magnitudes.iter().for_each(|magnitude| self.starts[bucket(*magnitude)] += 1);
+        let mut end = 0;
+        for start in &mut self.starts {
+            end += *start;
+            *start = end;
         }
-        self.other.resize(self.values.len(), 0);
-        for (shift, bits) in [(0, 11), (11, 10), (21, 10)] {
-            let mask = (1u32 << bits) - 1;
-            let digit = |value: u32| (value >> shift & mask) as usize;
-            let mut starts = [0u32; 1 << 11];
-            self.values.iter().for_each(|value| starts[digit(*value)] += 1);
-            let mut next = 0;
-            for start in &mut starts {
-                (*start, next) = (next, next + *start);
-            }
-            for value in &self.values {
-                let place = &mut starts[digit(*value)];
-                self.other[*place as usize] = *value;
-                *place += 1;
-            }
-            std::mem::swap(&mut self.values, &mut self.other);
+        // Each bucket is filled from its end, so that its end becomes its start.
+        for magnitude in magnitudes {
+            let start = &mut self.starts[bucket(*magnitude)];
+            *start -= 1;
+            self.sorted[*start as usize] = *magnitude;
         }
-        &self.values
+    }
+
+    /// The mean rank of the elements of this magnitude, which is one of the row's.
+    fn rank(&self, magnitude: u32) -> f64 {
+        let bucket = (magnitude >> Self::SHIFT) as usize;
+        let (start, end) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
+        let (mut less, mut equal) = (0u32, 0u32);
+        for other in &self.sorted[start..end] {
+            less += u32::from(*other < magnitude);
+            equal += u32::from(*other == magnitude);
+        }
+        f64::from(less) + start as f64 + (f64::from(equal) - 1.0) / 2.0
+    }
+
+    /// Whether the mean rank of this magnitude is above a place.
+    fn is_above(&self, magnitude: u32, place: f64) -> bool {
+        let bucket = (magnitude >> Self::SHIFT) as usize;
+        if place < f64::from(self.starts[bucket]) {
+            true
+        } else if place >= f64::from(self.starts[bucket + 1]) - 1.0 {
+            // Its rank is at most the last of the bucket.
+            false
+        } else {
+            self.rank(magnitude) > place
+        }
     }
 }
 
