@@ -2,6 +2,7 @@
 //! what the libraries that wrote them say.
 
 mod pieces;
+mod views;
 
 use crate::model::{Outcome, decode, fixture, names_in, write};
 use ckptmerge::checkpoint::{DataFile, TensorView};

@@ -10,11 +10,13 @@ mod gather;
 mod layout;
 mod select;
 mod spill;
+mod view;
 
 pub use file::{DataFile, IoMode};
 pub use formats::{FORMATS, by_extension, format};
 pub use layout::{Layout, Part};
 pub(crate) use layout::{find_file, is_weights, read_json};
+pub use view::{Elements, View};
 
 use crate::error::{Error, Result};
 use ckptmerge_format::{DType, Data, FormatError, Index, Metadata, Pieces, TensorInfo};
@@ -74,6 +76,17 @@ pub struct Tensor {
     /// Which part of the [`Layout`] it belongs to.
     pub part: usize,
     location: Location,
+    /// What [`Self::inputs`] says, if that is not the name.
+    inputs: Vec<String>,
+}
+
+impl Tensor {
+    /// The names in the model's files of the tensors that it is made of: its own, unless the checkpoint was
+    /// [mapped](Checkpoint::mapped).
+    #[must_use]
+    pub fn inputs(&self) -> &[String] {
+        if self.inputs.is_empty() { std::slice::from_ref(&self.name) } else { &self.inputs }
+    }
 }
 
 /// Where a tensor's elements are, checked.
@@ -98,8 +111,7 @@ impl<'a> TensorView<'a> {
     /// Bytes `range` of the tensor as row-major, little-endian elements: straight from the map where they lie so, else
     /// put together in `buffer`.
     ///
-    /// Ranges of gathered tensors are whole elements. What comes from a map is to be trusted only after
-    /// [`DataFile::check_fault`] has been asked behind its use.
+    /// What comes from a map is to be trusted only after [`DataFile::check_fault`] has been asked behind its use.
     ///
     /// # Errors
     /// As [`DataFile::read`].
@@ -111,13 +123,12 @@ impl<'a> TensorView<'a> {
             }
             Location::Gathered(_) if range.is_empty() => Ok(&[]),
             Location::Gathered(gather) => {
-                buffer.resize((range.end - range.start) as usize, 0);
-                gather.read(
-                    &self.checkpoint.files,
-                    range.start / (self.tensor.bytes / self.tensor.elements),
-                    buffer,
-                )?;
-                Ok(buffer)
+                // Whole elements, from which the range is cut.
+                let (first, end) = (range.start / gather.width(), range.end.div_ceil(gather.width()));
+                buffer.resize(((end - first) * gather.width()) as usize, 0);
+                gather.read(&self.checkpoint.files, first, buffer)?;
+                let skipped = (range.start - first * gather.width()) as usize;
+                Ok(&buffer[skipped..skipped + (range.end - range.start) as usize])
             }
         }
     }
@@ -293,6 +304,7 @@ impl Checkpoint {
                 },
                 part,
                 location,
+                inputs: Vec::new(),
             };
             if self.by_name.insert(tensor.name.clone(), self.tensors.len()).is_some() {
                 return Err(corrupt("another shard of the model holds a tensor of the same name"));
