@@ -388,6 +388,29 @@ fn the_format_is_the_one_asked_for() -> Outcome {
     Ok(())
 }
 
+#[test]
+fn the_input_is_of_the_format_that_it_is_said_to_be() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    Model::new().f32("w", &[1.0]).write(path.join("m.st"))?;
+    convert(path, "m.st o.st --from safetensors").ok();
+    assert_eq!(read(&path.join("o.st"))?.values("w"), [1.0]);
+    convert(path, "m.st p.st --from pytorch").fails(1, &["m.st: is in the format safetensors, not pytorch"]);
+    convert(path, "m.st p.st --from safetensor").fails(2, &["safetensor", "nearest is `safetensors`"]);
+    // A pickle without a header, of a protocol that no first byte tells.
+    let bare = b"(dp0\n.";
+    write(&path.join("bare.pkl"), bare)?;
+    convert(path, "bare.pkl p.st").fails(1, &["bare.pkl: its content is of no known format"]);
+    convert(path, "bare.pkl p.st --from pytorch").fails(1, &["bare.pkl"]);
+    write(&path.join("text"), "no model")?;
+    for format in FORMATS {
+        let ran = convert(path, &format!("text p.st --from {}", format.id()));
+        assert!(!ran.fails(1, &["text"]).stderr.contains("no known format"), "{}", format.id());
+    }
+    assert!(!path.join("p.st").exists());
+    Ok(())
+}
+
 /// The weight map and the total of an index.
 fn index(path: &Path) -> Outcome<(BTreeMap<String, String>, u64)> {
     let value: Value = serde_json::from_slice(&std::fs::read(path)?)?;

@@ -109,7 +109,7 @@ fn read_every_way(view: &TensorView<'_>) -> Result<Vec<u8>, String> {
 
 impl Case {
     fn options(&self, io: IoMode) -> OpenOptions {
-        OpenOptions { io, select: self.select.clone(), assume: self.assume }
+        OpenOptions { io, select: self.select.clone(), assume: self.assume, format: None }
     }
 
     /// What is not as expected.

@@ -50,6 +50,8 @@ pub struct OpenOptions {
     pub select: Option<String>,
     /// The type of elements of which a file says only the width, as NumPy's do of bfloat16.
     pub assume: Option<DType>,
+    /// The id of the format the files are in, where their content does not tell.
+    pub format: Option<&'static str>,
 }
 
 impl From<IoMode> for OpenOptions {
@@ -174,7 +176,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Self::open`]; [`Error::Unknown`] if the file holds several sets of tensors and none is called
-    /// [`OpenOptions::select`].
+    /// [`OpenOptions::select`], or if there is no format [`OpenOptions::format`].
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let layout = Layout::resolve(path)?;
@@ -192,7 +194,10 @@ impl Checkpoint {
         for (part, Part { files, .. }) in checkpoint.layout.parts.clone().iter().enumerate() {
             for (path, expected) in files {
                 let file = DataFile::open(path, options.io)?;
-                let format = formats::detect(&file)?;
+                let format = match options.format {
+                    Some(id) => formats::expect(&file, format(id)?)?,
+                    None => formats::detect(&file)?,
+                };
                 checkpoint.format = format.id();
                 let mut index = formats::index(format, &file, options.assume)?;
                 let choice = select::apply(path, &mut index, options.select.as_deref())?;

@@ -2,7 +2,7 @@
 
 use super::report::{count, shortened};
 use super::{Common, Run, dtype, shard_size};
-use crate::checkpoint::{Checkpoint, format};
+use crate::checkpoint::{Checkpoint, OpenOptions, format};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::recipe::{Conversion, Target};
@@ -28,6 +28,9 @@ pub(super) struct Convert {
     input: PathBuf,
     /// The file or folder to write
     output: PathBuf,
+    /// The format of IN, where its content does not tell
+    #[arg(long, value_name = "FORMAT", value_parser = format_named)]
+    from: Option<Named>,
     /// The format of OUT [default: by its ending, or safetensors]
     #[arg(long, value_name = "FORMAT", value_parser = format_named)]
     to: Option<Named>,
@@ -108,7 +111,8 @@ impl Run for Convert {
             rename: self.rename.as_deref().map(rules).transpose()?.unwrap_or_default(),
             metadata: self.metadata.clone(),
         };
-        let model = Checkpoint::open_with(&self.input, &common.open())?;
+        let format = self.from.map(|named| named.0.id());
+        let model = Checkpoint::open_with(&self.input, &OpenOptions { format, ..common.open() })?;
         report.about(&model);
         let plan = conversion.plan(&model)?;
         if !plan.kept_as.is_empty() {
