@@ -341,7 +341,7 @@ fn names_change_by_rules() -> Outcome {
     convert(path, "m.st o.st --rename rules").fails(2, &["rules:2", "REGEX -> REPLACEMENT"]);
     rules("\n( -> x")?;
     convert(path, "m.st o.st --rename rules").fails(2, &["rules:2"]);
-    convert(path, "m.st o.st --rename none").fails(1, &["none"]);
+    convert(path, "m.st o.st --rename none").fails(2, &["no name map or file of rules `none`", "diffusers-to-sd"]);
     assert_eq!(snapshot(path)["o.st"], before["o.st"]);
     Ok(())
 }

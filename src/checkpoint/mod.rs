@@ -376,6 +376,11 @@ impl Checkpoint {
         &self.notes
     }
 
+    /// Adds to what was chosen.
+    pub(crate) fn add_notes(&mut self, notes: impl IntoIterator<Item = String>) {
+        self.notes.extend(notes);
+    }
+
     /// What is odd about the model without being wrong.
     #[must_use]
     pub fn warnings(&self) -> &[String] {

@@ -9,11 +9,13 @@ mod explain;
 mod files;
 mod plan;
 mod record;
+mod rename;
 
 pub use convert::Conversion;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
 pub use plan::{Operation, Plan, Planned};
+pub use rename::{Rename, Renamed};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::dtype::{self, DType};
@@ -156,6 +158,10 @@ impl Recipe {
             _ => Ok(()),
         }
     }
+}
+
+fn nothing_left() -> Error {
+    Error::Recipe("nothing is left to write: no tensor is kept".to_owned())
 }
 
 /// That each pattern matches a name: one that does not is a slip, after which the output would not be what was meant.
