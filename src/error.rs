@@ -50,6 +50,16 @@ pub enum Error {
     /// The models do not fit together.
     #[error("the models do not fit together:{}", Bullets(.0))]
     Mismatch(Vec<Mismatch>),
+    /// A name map cannot name all of a model's tensors.
+    #[error("{map} cannot name all tensors of {model}; --exclude leaves tensors out:{}", Bullets(.tensors))]
+    Names {
+        /// The map.
+        map: &'static str,
+        /// What the model is called.
+        model: String,
+        /// The tensors, by the model's own names.
+        tensors: Vec<Mismatch>,
+    },
     /// A name that is in none of our tables.
     #[error("there is no {what} `{name}`; {suggestion}")]
     Unknown {

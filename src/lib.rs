@@ -10,6 +10,7 @@ pub mod cli;
 pub mod dtype;
 pub mod error;
 pub mod merge;
+pub mod names;
 mod os;
 pub mod output;
 #[cfg(feature = "plot")]

@@ -341,7 +341,7 @@ fn names_change_by_rules() -> Outcome {
     convert(path, "m.st o.st --rename rules").fails(2, &["rules:2", "REGEX -> REPLACEMENT"]);
     rules("\n( -> x")?;
     convert(path, "m.st o.st --rename rules").fails(2, &["rules:2"]);
-    convert(path, "m.st o.st --rename none").fails(1, &["none"]);
+    convert(path, "m.st o.st --rename none").fails(2, &["no name map or file of rules `none`", "diffusers-to-sd"]);
     assert_eq!(snapshot(path)["o.st"], before["o.st"]);
     Ok(())
 }
@@ -385,6 +385,29 @@ fn the_format_is_the_one_asked_for() -> Outcome {
         assert_eq!(format_of(&path.join(format!("by.{ending}")))?, format);
     }
     convert(path, "m.st q --to pytorhc").fails(2, &["pytorhc", "pytorch"]);
+    Ok(())
+}
+
+#[test]
+fn the_input_is_of_the_format_that_it_is_said_to_be() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    Model::new().f32("w", &[1.0]).write(path.join("m.st"))?;
+    convert(path, "m.st o.st --from safetensors").ok();
+    assert_eq!(read(&path.join("o.st"))?.values("w"), [1.0]);
+    convert(path, "m.st p.st --from pytorch").fails(1, &["m.st: is in the format safetensors, not pytorch"]);
+    convert(path, "m.st p.st --from safetensor").fails(2, &["safetensor", "nearest is `safetensors`"]);
+    // A pickle without a header, of a protocol that no first byte tells.
+    let bare = b"(dp0\n.";
+    write(&path.join("bare.pkl"), bare)?;
+    convert(path, "bare.pkl p.st").fails(1, &["bare.pkl: its content is of no known format"]);
+    convert(path, "bare.pkl p.st --from pytorch").fails(1, &["bare.pkl"]);
+    write(&path.join("text"), "no model")?;
+    for format in FORMATS {
+        let ran = convert(path, &format!("text p.st --from {}", format.id()));
+        assert!(!ran.fails(1, &["text"]).stderr.contains("no known format"), "{}", format.id());
+    }
+    assert!(!path.join("p.st").exists());
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! what the libraries that wrote them say.
 
 mod pieces;
+mod views;
 
 use crate::model::{Outcome, decode, fixture, names_in, write};
 use ckptmerge::checkpoint::{DataFile, TensorView};
@@ -108,7 +109,7 @@ fn read_every_way(view: &TensorView<'_>) -> Result<Vec<u8>, String> {
 
 impl Case {
     fn options(&self, io: IoMode) -> OpenOptions {
-        OpenOptions { io, select: self.select.clone(), assume: self.assume }
+        OpenOptions { io, select: self.select.clone(), assume: self.assume, format: None }
     }
 
     /// What is not as expected.

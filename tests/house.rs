@@ -3,14 +3,16 @@
 use crate::model::{Outcome, names_in, root, run};
 use ckptmerge::checkpoint::FORMATS;
 use ckptmerge::merge::METHODS;
+use ckptmerge::names::NAME_MAPS;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What each module of `src/` may use, beside [`ANYWHERE`].
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["recipe", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
-    ("recipe", &["merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
+    ("cli", &["recipe", "names", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
+    ("recipe", &["names", "merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
+    ("names", &["checkpoint"]),
     ("merge", &["stream", "checkpoint", "dtype"]),
     ("analysis", &["stream", "checkpoint", "output", "dtype"]),
     ("plot", &[]),
@@ -221,6 +223,25 @@ fn every_method_is_in_the_table() {
     for about in METHODS.iter().map(|method| method.about()) {
         assert!(about.source.starts_with("https://"), "{} does not say where it is from", about.name);
         assert!(about.parameters.iter().all(|parameter| !parameter.about.is_empty()));
+    }
+}
+
+#[test]
+fn every_name_map_is_in_the_table() {
+    let files = sources("src/names");
+    let maps: BTreeSet<String> = files
+        .iter()
+        .filter(|(_, text)| text.contains("impl NameMap for"))
+        .map(|(file, _)| file.trim_end_matches(".rs").replace('_', "-"))
+        .collect();
+    let ids: Vec<&str> = NAME_MAPS.iter().map(|map| map.id()).collect();
+    let table: BTreeSet<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+    assert_eq!(table.len(), ids.len(), "a name stands twice in {ids:?}");
+    assert_eq!(maps, table, "a name map is a file of its name and a line of NAME_MAPS");
+    assert!(ids.iter().all(|id| is_kebab(id)), "{ids:?}");
+    let help = run(root(), "convert --help").ok().stdout;
+    for map in NAME_MAPS {
+        assert!(!map.about().is_empty() && help.contains(map.id()), "{} is not in the help", map.id());
     }
 }
 

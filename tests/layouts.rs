@@ -347,6 +347,36 @@ fn a_folder_among_files_gives_the_output_its_form() -> Outcome {
 }
 
 #[test]
+fn components_in_their_folders_are_a_pipeline_without_its_file() -> Outcome {
+    let folder = tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    let model = Model::new().f32("x", &[1.0]);
+    model.write(path("p/unet/diffusion_pytorch_model.safetensors"))?;
+    write_shards(&path("p/text_encoder"), "model", &[model.clone(), Model::new().f32("y", &[2.0])])?;
+    // Neither a component by its name, nor weights by theirs.
+    model.write(path("p/checkpoint-500/model.safetensors"))?;
+    model.write(path("p/vae/mine.safetensors"))?;
+    write(&path("p/vae/config.json"), "{}")?;
+    let opened = Checkpoint::open(path("p"))?;
+    let names: Vec<_> = opened.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+    assert_eq!(names, ["text_encoder/x", "text_encoder/y", "unet/x"]);
+    run(&path(""), "convert --no-sync p out").ok();
+    assert_eq!(names_in(&path("out")), ["text_encoder", "unet", "vae"]);
+    assert_eq!(names_in(&path("out/vae")), ["config.json"]);
+    // Weights of the folder's own come first, and a pipeline's own file says what is in it.
+    model.write(path("p/model.safetensors"))?;
+    assert_eq!(Checkpoint::open(path("p"))?.tensors().len(), 1);
+    write(&path("p/model_index.json"), json!({"unet": ["diffusers", "UNet2DConditionModel"]}).to_string())?;
+    assert_eq!(Checkpoint::open(path("p"))?.tensors()[0].name, "unet/x");
+    // A folder of several models is none.
+    model.write(path("runs/checkpoint-500/model.safetensors"))?;
+    model.write(path("runs/checkpoint-1000/model.safetensors"))?;
+    let error = Checkpoint::open(path("runs")).expect_err("which of them?").to_string();
+    assert!(error.contains("holds no weights"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn folders_that_are_no_model_are_refused() -> Outcome {
     let folder = tempdir()?;
     let path = |name: &str| folder.path().join(name);

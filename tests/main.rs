@@ -9,6 +9,7 @@ mod house;
 mod layouts;
 mod merge;
 mod model;
+mod names;
 mod numbers;
 mod robust;
 

@@ -12,14 +12,34 @@ use std::path::Path;
 /// Every format that is built in, most specific first.
 pub static FORMATS: &[&dyn Format] = &[&Safetensors, &Gguf, &Npz, &PyTorch, &Npy];
 
+/// The first bytes of a file, by which formats recognise it.
+fn head(file: &DataFile) -> Result<Vec<u8>> {
+    let mut head = vec![0; HEAD.min(file.length() as usize)];
+    file.read_at(0, &mut head).map_err(|source| Error::Format { path: file.path().to_owned(), source })?;
+    Ok(head)
+}
+
+/// The format that somebody says an open file is in, unless its content tells of another.
+///
+/// # Errors
+/// [`Error::Model`] naming the other.
+pub(super) fn expect(file: &DataFile, format: &'static dyn Format) -> Result<&'static dyn Format> {
+    let head = head(file)?;
+    let recognises = |format: &&&'static dyn Format| format.recognises(&head, file.length());
+    match FORMATS.iter().find(recognises) {
+        Some(other) if !format.recognises(&head, file.length()) => {
+            Err(Error::model(file.path(), format!("is in the format {}, not {}", other.id(), format.id())))
+        }
+        _ => Ok(format),
+    }
+}
+
 /// The format of an open file, told by its content.
 ///
 /// # Errors
 /// [`Error::Model`] if no format recognises it.
 pub(super) fn detect(file: &DataFile) -> Result<&'static dyn Format> {
-    let mut head = [0; HEAD];
-    let head = &mut head[..HEAD.min(file.length() as usize)];
-    file.read_at(0, head).map_err(|source| Error::Format { path: file.path().to_owned(), source })?;
+    let head = &head(file)?[..];
     FORMATS.iter().find(|format| format.recognises(head, file.length())).copied().ok_or_else(|| {
         let what = match head {
             [] => "the file is empty".to_owned(),

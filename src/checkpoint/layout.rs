@@ -22,6 +22,21 @@ const NAMES: [(&str, &str); 6] = [
 const ENDINGS: [&str; 8] = ["safetensors", "st", "bin", "gguf", "ckpt", "pth", "pt", "npz"];
 /// The ending of a file that says which shard holds which tensor.
 const INDEX: &str = ".index.json";
+/// The folders of a diffusers pipeline's components that have weights. Where the pipeline's own file is missing, these
+/// tell one from a folder of several models.
+const COMPONENTS: [&str; 11] = [
+    "controlnet",
+    "image_encoder",
+    "prior",
+    "safety_checker",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "transformer",
+    "transformer_2",
+    "unet",
+    "vae",
+];
 /// The file that makes a folder a diffusers pipeline.
 const PIPELINE: &str = "model_index.json";
 /// Endings of files that hold weights in one format or another, and so are never copied along.
@@ -60,6 +75,8 @@ pub struct Layout {
     pub is_folder: bool,
     /// The weights: one part, or one for each sub-model of a pipeline.
     pub parts: Vec<Part>,
+    /// Whether the small files beside the weights belong to the model in this form, and go along with it.
+    pub carries_files: bool,
 }
 
 /// One set of weights of a model.
@@ -103,12 +120,12 @@ impl Layout {
                 return Self::folder(root);
             }
             let part = Part { folder: String::new(), stem: stem_of_index(&name).to_owned(), files: shards(path)? };
-            return Ok(Self { root: root.to_owned(), is_folder: true, parts: vec![part] });
+            return Ok(Self { root: root.to_owned(), is_folder: true, parts: vec![part], carries_files: true });
         }
         let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let files = split(path)?.into_iter().map(|file| (file, None)).collect();
         let part = Part { folder: String::new(), stem, files };
-        Ok(Self { root: path.to_owned(), is_folder: false, parts: vec![part] })
+        Ok(Self { root: path.to_owned(), is_folder: false, parts: vec![part], carries_files: false })
     }
 
     fn folder(root: &Path) -> Result<Self> {
@@ -116,17 +133,21 @@ impl Layout {
             pipeline(root)?
         } else if let Some(part) = distributed(root) {
             vec![part]
+        } else if let Some(part) = part(root, "")? {
+            vec![part]
         } else {
-            vec![part(root, "")?.ok_or_else(|| {
+            let parts = components(root)?;
+            if parts.is_empty() {
                 let message = if root.join("latest").is_file() {
                     "the folder looks like a DeepSpeed checkpoint, which cannot be read yet: join it first with its zero_to_fp32.py"
                 } else {
                     "the folder holds no weights (model.safetensors, an index of shards, …)"
                 };
-                Error::model(root, message)
-            })?]
+                return Err(Error::model(root, message));
+            }
+            parts
         };
-        Ok(Self { root: root.to_owned(), is_folder: true, parts })
+        Ok(Self { root: root.to_owned(), is_folder: true, parts, carries_files: true })
     }
 
     /// Configuration, tokenizer and other small files of a folder, relative to it, and those left out for their size.
@@ -135,7 +156,7 @@ impl Layout {
     /// [`Error::Io`] if the folder cannot be listed.
     pub fn companions(&self) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         let (mut small, mut large) = (Vec::new(), Vec::new());
-        if self.is_folder {
+        if self.carries_files {
             walk(&self.root, Path::new(""), DEPTH, &mut |relative, size| {
                 if !is_weights(relative) {
                     if size <= COMPANION_LIMIT {
@@ -221,6 +242,15 @@ fn pipeline(root: &Path) -> Result<Vec<Part>> {
     }
     if parts.is_empty() {
         return Err(Error::model(root, "none of the pipeline's components has weights"));
+    }
+    Ok(parts)
+}
+
+/// The components of a pipeline whose `model_index.json` is missing, under the names that libraries give them.
+fn components(root: &Path) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for name in COMPONENTS.iter().filter(|name| root.join(name).is_dir()) {
+        parts.extend(part(&root.join(name), name)?.filter(Part::has_usual_name));
     }
     Ok(parts)
 }

@@ -10,11 +10,13 @@ mod gather;
 mod layout;
 mod select;
 mod spill;
+mod view;
 
 pub use file::{DataFile, IoMode};
 pub use formats::{FORMATS, by_extension, format};
 pub use layout::{Layout, Part};
 pub(crate) use layout::{find_file, is_weights, read_json};
+pub use view::{Elements, View};
 
 use crate::error::{Error, Result};
 use ckptmerge_format::{DType, Data, FormatError, Index, Metadata, Pieces, TensorInfo};
@@ -48,6 +50,8 @@ pub struct OpenOptions {
     pub select: Option<String>,
     /// The type of elements of which a file says only the width, as NumPy's do of bfloat16.
     pub assume: Option<DType>,
+    /// The id of the format the files are in, where their content does not tell.
+    pub format: Option<&'static str>,
 }
 
 impl From<IoMode> for OpenOptions {
@@ -74,6 +78,17 @@ pub struct Tensor {
     /// Which part of the [`Layout`] it belongs to.
     pub part: usize,
     location: Location,
+    /// What [`Self::inputs`] says, if that is not the name.
+    inputs: Vec<String>,
+}
+
+impl Tensor {
+    /// The names in the model's files of the tensors that it is made of: its own, unless the checkpoint was
+    /// [mapped](Checkpoint::mapped).
+    #[must_use]
+    pub fn inputs(&self) -> &[String] {
+        if self.inputs.is_empty() { std::slice::from_ref(&self.name) } else { &self.inputs }
+    }
 }
 
 /// Where a tensor's elements are, checked.
@@ -98,8 +113,7 @@ impl<'a> TensorView<'a> {
     /// Bytes `range` of the tensor as row-major, little-endian elements: straight from the map where they lie so, else
     /// put together in `buffer`.
     ///
-    /// Ranges of gathered tensors are whole elements. What comes from a map is to be trusted only after
-    /// [`DataFile::check_fault`] has been asked behind its use.
+    /// What comes from a map is to be trusted only after [`DataFile::check_fault`] has been asked behind its use.
     ///
     /// # Errors
     /// As [`DataFile::read`].
@@ -111,13 +125,12 @@ impl<'a> TensorView<'a> {
             }
             Location::Gathered(_) if range.is_empty() => Ok(&[]),
             Location::Gathered(gather) => {
-                buffer.resize((range.end - range.start) as usize, 0);
-                gather.read(
-                    &self.checkpoint.files,
-                    range.start / (self.tensor.bytes / self.tensor.elements),
-                    buffer,
-                )?;
-                Ok(buffer)
+                // Whole elements, from which the range is cut.
+                let (first, end) = (range.start / gather.width(), range.end.div_ceil(gather.width()));
+                buffer.resize(((end - first) * gather.width()) as usize, 0);
+                gather.read(&self.checkpoint.files, first, buffer)?;
+                let skipped = (range.start - first * gather.width()) as usize;
+                Ok(&buffer[skipped..skipped + (range.end - range.start) as usize])
             }
         }
     }
@@ -163,7 +176,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Self::open`]; [`Error::Unknown`] if the file holds several sets of tensors and none is called
-    /// [`OpenOptions::select`].
+    /// [`OpenOptions::select`], or if there is no format [`OpenOptions::format`].
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let layout = Layout::resolve(path)?;
@@ -181,7 +194,10 @@ impl Checkpoint {
         for (part, Part { files, .. }) in checkpoint.layout.parts.clone().iter().enumerate() {
             for (path, expected) in files {
                 let file = DataFile::open(path, options.io)?;
-                let format = formats::detect(&file)?;
+                let format = match options.format {
+                    Some(id) => formats::expect(&file, format(id)?)?,
+                    None => formats::detect(&file)?,
+                };
                 checkpoint.format = format.id();
                 let mut index = formats::index(format, &file, options.assume)?;
                 let choice = select::apply(path, &mut index, options.select.as_deref())?;
@@ -293,6 +309,7 @@ impl Checkpoint {
                 },
                 part,
                 location,
+                inputs: Vec::new(),
             };
             if self.by_name.insert(tensor.name.clone(), self.tensors.len()).is_some() {
                 return Err(corrupt("another shard of the model holds a tensor of the same name"));
@@ -357,6 +374,11 @@ impl Checkpoint {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Adds to what was chosen.
+    pub(crate) fn add_notes(&mut self, notes: impl IntoIterator<Item = String>) {
+        self.notes.extend(notes);
     }
 
     /// What is odd about the model without being wrong.

@@ -2,10 +2,11 @@
 
 use super::report::{count, shortened};
 use super::{Common, Run, dtype, shard_size};
-use crate::checkpoint::{Checkpoint, format};
+use crate::checkpoint::{Checkpoint, OpenOptions, format};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
-use crate::recipe::{Conversion, Target};
+use crate::names::{self, NAME_MAPS};
+use crate::recipe::{Conversion, Rename, Target};
 use ckptmerge_format::Format;
 use clap::Args;
 use regex::Regex;
@@ -22,12 +23,16 @@ use std::time::Instant;
 #[command(after_help = "Examples:
   ckptmerge convert model.ckpt model.safetensors --dtype bf16
   ckptmerge convert model/ out/ --shard-size 5GB
-  ckptmerge convert training.ckpt ema.safetensors --select ema --exclude '^optimizer'")]
+  ckptmerge convert training.ckpt ema.safetensors --select ema --exclude '^optimizer'
+  ckptmerge convert pipeline/ model.safetensors --rename diffusers-to-sd")]
 pub(super) struct Convert {
     /// The model
     input: PathBuf,
     /// The file or folder to write
     output: PathBuf,
+    /// The format of IN, where its content does not tell
+    #[arg(long, value_name = "FORMAT", value_parser = format_named)]
+    from: Option<Named>,
     /// The format of OUT [default: by its ending, or safetensors]
     #[arg(long, value_name = "FORMAT", value_parser = format_named)]
     to: Option<Named>,
@@ -40,15 +45,15 @@ pub(super) struct Convert {
     /// Write a folder of files with at most this much tensor data each, such as 5GB, and an index
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     shard_size: Option<Bytes>,
-    /// Keep only tensors whose name matches
+    /// Keep only tensors whose name in IN matches
     #[arg(long, value_name = "REGEX")]
     include: Vec<Regex>,
-    /// Leave out tensors whose name matches
+    /// Leave out tensors whose name in IN matches
     #[arg(long, value_name = "REGEX")]
     exclude: Vec<Regex>,
-    /// A file of lines `REGEX -> REPLACEMENT`, applied to every name in their order; $1 is a group
-    #[arg(long, value_name = "FILE")]
-    rename: Option<PathBuf>,
+    /// Other names: by a name map, or by a file of lines `REGEX -> REPLACEMENT`; may be repeated
+    #[arg(long, value_name = "MAP|FILE", long_help = rename_help())]
+    rename: Vec<PathBuf>,
     /// Text to go with the tensors
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     metadata: Vec<(String, String)>,
@@ -79,6 +84,29 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((key.to_owned(), value.to_owned()))
 }
 
+/// The name maps, and what a file of rules is.
+fn rename_help() -> String {
+    let mut help = "Other names for tensors; may be repeated, and is applied in that order\n\n\
+        A file of lines `REGEX -> REPLACEMENT`, each applied to every name in their order ($1 is a group), or one of \
+        these maps, which also cut, join, transpose and reshape tensors where the names' owners store them otherwise:\n"
+        .to_owned();
+    for map in NAME_MAPS {
+        help += &format!("\n  {}\n      {}", map.id(), map.about());
+    }
+    help
+}
+
+/// The map of that name, or the rules of the file.
+fn rename(text: &std::path::Path) -> Result<Rename, Error> {
+    if let Some(map) = text.to_str().and_then(names::name_map) {
+        return Ok(Rename::Map(map));
+    }
+    if !text.exists() {
+        return Err(names::unknown(&text.display().to_string()));
+    }
+    rules(text).map(Rename::Rules)
+}
+
 /// The rules of a file of `REGEX -> REPLACEMENT` lines; empty lines and those that begin with `#` are none.
 fn rules(path: &std::path::Path) -> Result<Vec<(Regex, String)>, Error> {
     let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
@@ -105,12 +133,14 @@ impl Run for Convert {
             dtype_for: self.dtype_for.clone(),
             include: self.include.clone(),
             exclude: self.exclude.clone(),
-            rename: self.rename.as_deref().map(rules).transpose()?.unwrap_or_default(),
+            rename: self.rename.iter().map(|name| rename(name)).collect::<Result<_, _>>()?,
             metadata: self.metadata.clone(),
         };
-        let model = Checkpoint::open_with(&self.input, &common.open())?;
-        report.about(&model);
-        let plan = conversion.plan(&model)?;
+        let format = self.from.map(|named| named.0.id());
+        let renamed =
+            conversion.rename(Checkpoint::open_with(&self.input, &OpenOptions { format, ..common.open() })?)?;
+        report.about(renamed.model());
+        let plan = conversion.plan(&renamed)?;
         if !plan.kept_as.is_empty() {
             let names: Vec<String> = plan.kept_as.iter().map(|(name, _)| name.clone()).collect();
             report.warn(&format!(

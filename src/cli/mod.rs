@@ -116,7 +116,7 @@ impl Common {
     /// How inputs are read: mapped pages count as resident memory, so that a bound on it means `pread`.
     fn open(&self) -> OpenOptions {
         let io = if self.io == IoMode::Auto && self.memory.is_some() { IoMode::Pread } else { self.io };
-        OpenOptions { io, select: self.select.clone(), assume: self.assume }
+        OpenOptions { io, select: self.select.clone(), assume: self.assume, format: None }
     }
 
     fn report(&self) -> Report {

@@ -4,8 +4,9 @@
 //! 8-bit float that has some, and rounded once.
 
 use super::plan::scale_of;
-use super::{Operation, Plan, Planned, matches_something};
-use crate::checkpoint::{Checkpoint, Tensor, TensorView};
+use super::rename::{replaced, within};
+use super::{Operation, Plan, Planned, Rename, Renamed};
+use crate::checkpoint::{Tensor, TensorView};
 use crate::dtype::{self, DType, Kind, Simd};
 use crate::error::{Error, Mismatch, Result};
 use crate::merge::{Blend, BlendKernel, ScaleKernel};
@@ -23,56 +24,49 @@ pub struct Conversion {
     pub include: Vec<Regex>,
     /// Tensors that match one of these are left out.
     pub exclude: Vec<Regex>,
-    /// Replacements in names, applied one after the other.
-    pub rename: Vec<(Regex, String)>,
+    /// How names change, one after the other. Patterns above are of the names before.
+    pub rename: Vec<Rename>,
     /// Text that goes with the tensors, beside what the model has.
     pub metadata: Vec<(String, String)>,
 }
 
 impl Conversion {
-    fn keeps(&self, name: &str) -> bool {
+    pub(super) fn keeps(&self, name: &str) -> bool {
         let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
-    }
-
-    fn renamed(&self, name: &str) -> String {
-        self.rename.iter().fold(name.to_owned(), |name, (from, to)| from.replace_all(&name, to.as_str()).into_owned())
     }
 
     /// The type a tensor is to have, if another was asked for.
     fn dtype_of(&self, tensor: &Tensor) -> Option<DType> {
         let special =
-            self.dtype_for.iter().find(|(pattern, _)| pattern.is_match(&tensor.name)).map(|(_, dtype)| *dtype);
+            self.dtype_for.iter().find(|(pattern, _)| tensor.inputs().iter().any(|name| pattern.is_match(name)));
+        let special = special.map(|(_, dtype)| *dtype);
         special.or(self.dtype.filter(|_| tensor.dtype.is_real())).filter(|dtype| *dtype != tensor.dtype)
     }
 
-    /// Plans the conversion of `model`. Reads no data but scales.
+    /// Plans the conversion of a model that [`Self::rename`] has taken through the name maps. Reads no data but scales.
     ///
     /// # Errors
     /// [`Error::Mismatch`] with every tensor that cannot be converted, [`Error::Recipe`] if nothing is left.
-    pub fn plan<'a>(&self, model: &'a Checkpoint) -> Result<Plan<'a>> {
-        let special = self.dtype_for.iter().map(|(pattern, _)| ("--dtype-for", pattern));
-        let include = self.include.iter().map(|pattern| ("--include", pattern));
-        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
-        let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
-        matches_something(special.chain(include).chain(exclude), names)?;
+    pub fn plan<'a>(&self, renamed: &'a Renamed) -> Result<Plan<'a>> {
+        let model = renamed.model();
         // A scale is multiplied in with its tensor, or stays as it is with it.
         let scales: HashSet<String> = model.tensors().iter().filter_map(|tensor| scale_of(tensor, model)).collect();
         let mut mismatches = Vec::new();
-        let (mut tensors, mut left_out, mut kept_as) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut tensors, mut left_out, mut kept_as) = (Vec::new(), renamed.left_out.clone(), Vec::new());
         let mut consumed = HashSet::new();
         for tensor in model.tensors() {
-            if !self.keeps(&tensor.name) {
+            if !renamed.is_filtered && !self.keeps(&tensor.name) {
                 left_out.push(tensor.name.clone());
                 continue;
             }
             if scales.contains(&tensor.name) {
-                tensors.push((tensor, self.planned(model, tensor, tensor.dtype, Operation::Copy(model.view(tensor)))));
+                tensors.push((tensor, planned(renamed, tensor, tensor.dtype, Operation::Copy(model.view(tensor)))));
                 continue;
             }
-            match self.tensor(model, tensor, &mut consumed, &mut kept_as) {
+            match self.tensor(renamed, tensor, &mut consumed, &mut kept_as) {
                 Ok(planned) => tensors.push(planned),
-                Err(problem) => mismatches.push(Mismatch { tensor: tensor.name.clone(), problem }),
+                Err(problem) => mismatches.push(Mismatch { tensor: inputs(tensor), problem }),
             }
         }
         for (tensor, planned) in &tensors {
@@ -98,16 +92,16 @@ impl Conversion {
             {
                 planned.operation = Operation::Alias(name.clone());
             }
-            if let Some(other) = seen.insert(planned.name.clone(), tensor.name.clone()) {
+            if let Some(other) = seen.insert(planned.name.clone(), inputs(tensor)) {
                 let problem = format!("and `{other}` would both be called `{}`", planned.name);
-                mismatches.push(Mismatch { tensor: tensor.name.clone(), problem });
+                mismatches.push(Mismatch { tensor: inputs(tensor), problem });
             }
         }
         if !mismatches.is_empty() {
             return Err(Error::Mismatch(mismatches));
         }
         if tensors.is_empty() {
-            return Err(Error::Recipe("nothing is left to write: no tensor is kept".to_owned()));
+            return Err(super::nothing_left());
         }
         let mut metadata = model.metadata().clone();
         metadata.extend(self.metadata.iter().cloned());
@@ -122,21 +116,16 @@ impl Conversion {
         })
     }
 
-    fn planned<'a>(&self, model: &Checkpoint, tensor: &Tensor, dtype: DType, operation: Operation<'a>) -> Planned<'a> {
-        let prefix = model.layout().parts[tensor.part].prefix();
-        let name = format!("{prefix}{}", self.renamed(tensor.name.strip_prefix(&prefix).unwrap_or(&tensor.name)));
-        Planned { name, dtype, shape: tensor.shape.clone(), part: tensor.part, operation }
-    }
-
     fn tensor<'a>(
         &self,
-        model: &'a Checkpoint,
+        renamed: &'a Renamed,
         tensor: &'a Tensor,
         consumed: &mut HashSet<String>,
         kept_as: &mut Vec<(String, DType)>,
     ) -> Result<(&'a Tensor, Planned<'a>), String> {
+        let model = renamed.model();
         let view = model.view(tensor);
-        let planned = |dtype, operation| Ok((tensor, self.planned(model, tensor, dtype, operation)));
+        let planned = |dtype, operation| Ok((tensor, planned(renamed, tensor, dtype, operation)));
         let wanted = self.dtype_of(tensor);
         let Some(mut output) = wanted else { return planned(tensor.dtype, Operation::Copy(view)) };
         if !tensor.dtype.is_real() || !output.is_real() {
@@ -150,7 +139,7 @@ impl Conversion {
         if output.kind() == Kind::Quantized && !fits {
             // As the field does: norms and biases are not quantized.
             output = DType::F32;
-            kept_as.push((tensor.name.clone(), output));
+            kept_as.push((inputs(tensor), output));
         }
         if let Some(scale) = scale_of(tensor, model) {
             let scales = model.get(&scale).ok_or("has no scales")?;
@@ -164,6 +153,18 @@ impl Conversion {
             cast(tensor, output).map_or(Operation::Copy(view), |kernel| Operation::Blend(kernel, vec![view])),
         )
     }
+}
+
+/// What messages call a tensor: the names in the model's files.
+fn inputs(tensor: &Tensor) -> String {
+    tensor.inputs().join("`, `")
+}
+
+fn planned<'a>(renamed: &Renamed, tensor: &Tensor, dtype: DType, operation: Operation<'a>) -> Planned<'a> {
+    let model = renamed.model();
+    let prefix = model.layout().parts[tensor.part].prefix();
+    let name = format!("{prefix}{}", replaced(&renamed.rules, within(model, tensor)));
+    Planned { name, dtype, shape: tensor.shape.clone(), part: tensor.part, operation }
 }
 
 fn read_scales(scales: TensorView<'_>) -> Result<Vec<f32>, String> {

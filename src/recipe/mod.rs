@@ -10,12 +10,14 @@ mod files;
 mod place;
 mod plan;
 mod record;
+mod rename;
 
 pub use convert::Conversion;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
 pub use place::{Anchors, Filter, Layers, Setting};
 pub use plan::{Operation, Plan, Planned};
+pub use rename::{Rename, Renamed};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::dtype::{self, DType};
@@ -243,6 +245,10 @@ fn number(text: &str) -> Option<f64> {
         "false" | "off" | "no" => Some(0.0),
         _ => text.parse().ok(),
     }
+}
+
+fn nothing_left() -> Error {
+    Error::Recipe("nothing is left to write: no tensor is kept".to_owned())
 }
 
 /// That each pattern matches a name: one that does not is a slip, after which the output would not be what was meant.

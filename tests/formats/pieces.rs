@@ -16,7 +16,6 @@ use ckptmerge::IoMode;
 use ckptmerge::checkpoint::DataFile;
 use ckptmerge_format::{Piece, Pieces};
 use gather::Gather;
-use std::collections::BTreeSet;
 use std::path::Path;
 use tempfile::tempdir;
 
@@ -105,6 +104,7 @@ fn views_by_hand_come_out_in_row_major_order() -> Outcome {
             for (width, big_endian) in [(1, false), (2, false), (2, true), (4, true), (8, false), (8, true)] {
                 let gather = Gather::new(pieces.clone(), order.len() as u64, width as u64, big_endian, &[300, 300])?;
                 assert_eq!(gather.files().collect::<Vec<_>>(), [0]);
+                assert_eq!((gather.width(), gather.is_big_endian()), (width as u64, big_endian));
                 let offset = pieces.boxes[0].offset as usize;
                 let element = |&number: &usize| content[0][offset + number * width..][..width].iter().copied();
                 let expected: Vec<u8> = match big_endian {
@@ -153,7 +153,7 @@ fn boxes_of_two_files_are_put_together() -> Outcome {
         for (pieces, count) in [(&flat, 11), (&quarters, 15)] {
             for (width, big_endian) in [(1, false), (2, true), (4, false), (4, true), (8, true)] {
                 let gather = Gather::new(pieces.clone(), count, width as u64, big_endian, &[300, 300])?;
-                assert_eq!(gather.files().collect::<BTreeSet<_>>().len(), 2);
+                assert_eq!(gather.files().collect::<Vec<_>>(), [0, 1], "each once");
                 let expected = by_definition(pieces, width, big_endian, &content);
                 check(&gather, &files, width, &expected, &format!("{count} elements, {width}, {io:?}"));
             }
@@ -203,6 +203,147 @@ fn any_partition_of_any_grid_is_put_together() -> Outcome {
         }
     }
     assert!(most_boxes > 8, "at most {most_boxes} boxes");
+    Ok(())
+}
+
+/// A tensor of F32 cut into `cuts` along each dimension, its boxes one behind the other in a file, in no order.
+fn cut_evenly(grid: &[u64], cuts: &[u64]) -> Pieces {
+    let count: u64 = cuts.iter().product();
+    let shape: Vec<u64> = grid.iter().zip(cuts).map(|(size, cuts)| size / cuts).collect();
+    let elements: u64 = shape.iter().product();
+    let mut strides = vec![1; shape.len()];
+    for d in (1..shape.len()).rev() {
+        strides[d - 1] = strides[d] * shape[d];
+    }
+    let place = |number: u64| {
+        let mut rest = number;
+        let mut origin = vec![0; cuts.len()];
+        for d in (0..cuts.len()).rev() {
+            origin[d] = rest % cuts[d] * shape[d];
+            rest /= cuts[d];
+        }
+        origin
+    };
+    // 7919 is prime and divides no count used here, so that every number comes once.
+    let numbers = (0..count).map(|i| i * 7919 % count);
+    let boxed = |number| Piece {
+        file: 0,
+        offset: number * elements * 4,
+        origin: place(number),
+        shape: shape.clone(),
+        strides: strides.clone(),
+    };
+    Pieces { grid: grid.to_vec(), boxes: numbers.map(boxed).collect() }
+}
+
+#[test]
+fn many_boxes_are_checked_and_found_quickly() -> Outcome {
+    let folder = tempdir()?;
+    let grids: [[&[u64]; 2]; 5] = [
+        [&[400_000], &[100_000]],
+        [&[4, 100_000], &[1, 100_000]],
+        [&[800, 500], &[100, 100]],
+        [&[100, 40, 100], &[50, 20, 10]],
+        [&[10, 20, 20, 100], &[10, 10, 10, 10]],
+    ];
+    let bytes = 1_600_000;
+    let (files, content) = two_files(folder.path(), bytes, IoMode::Mmap)?;
+    let begun = seconds_of_this_thread();
+    for [grid, cuts] in grids {
+        let pieces = cut_evenly(grid, cuts);
+        assert!(pieces.boxes.len() >= 10_000);
+        let gather = Gather::new(pieces.clone(), 400_000, 4, false, &[bytes as u64])?;
+        let mut out = vec![0; bytes];
+        gather.read(&files, 0, &mut out)?;
+        for number in (0..400_000u64).step_by(9973) {
+            let mut rest = number;
+            let mut at = vec![0; grid.len()];
+            for d in (0..grid.len()).rev() {
+                at[d] = rest % grid[d];
+                rest /= grid[d];
+            }
+            let holds = |piece: &&Piece| {
+                at.iter().zip(&piece.origin).zip(&piece.shape).all(|((at, from), size)| at >= from && *at < from + size)
+            };
+            let piece = pieces.boxes.iter().find(holds).ok_or("no box holds it")?;
+            let within: u64 = (0..at.len()).map(|d| (at[d] - piece.origin[d]) * piece.strides[d]).sum();
+            let (from, to) = ((piece.offset + within * 4) as usize, number as usize * 4);
+            assert_eq!(out[to..to + 4], content[0][from..from + 4], "{grid:?}: element {number}");
+        }
+        // One box in another's place: as many elements, but not each once.
+        let mut twice = pieces.clone();
+        twice.boxes[5].origin = twice.boxes[7000].origin.clone();
+        let error = Gather::new(twice, 400_000, 4, false, &[bytes as u64]).expect_err("a box stands twice");
+        assert_eq!(error.to_string(), "its pieces do not cover it exactly once", "{grid:?}");
+    }
+    // Comparing all pairs of 100,000 would take minutes.
+    let taken = begun.zip(seconds_of_this_thread()).map_or(0.0, |(begun, now)| now - begun);
+    assert!(taken < 30.0, "{taken} s");
+    Ok(())
+}
+
+/// What this thread has computed so far, whatever else runs on the machine; none where the system does not tell.
+fn seconds_of_this_thread() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(text.split(' ').next()?.parse::<f64>().ok()? / 1e9)
+}
+
+#[test]
+fn boxes_cut_along_many_dimensions_are_checked_as_well() {
+    // Each of 12 dimensions cut once, and a box split off at a corner.
+    let grid = [2; 12];
+    let pieces = cut_evenly(&grid, &[2; 12]);
+    assert_eq!(pieces.boxes.len(), 4096);
+    Gather::new(pieces.clone(), 4096, 4, false, &[1 << 20]).expect("it is a partition");
+    let mut twice = pieces;
+    twice.boxes[7].origin = twice.boxes[9].origin.clone();
+    Gather::new(twice, 4096, 4, false, &[1 << 20]).expect_err("a box stands twice");
+    let many = cut_evenly(&[2; 13], &[2; 13]);
+    let error = Gather::new(many, 8192, 4, false, &[1 << 20]).expect_err("too much to check");
+    assert_eq!(error.to_string(), "it is cut along 13 dimensions into 8192 pieces; write it again in fewer pieces");
+}
+
+#[test]
+fn dimensions_that_lie_together_are_joined() -> Outcome {
+    let boxed = |offset, origin: &[u64], shape: &[u64], strides: &[u64]| Piece {
+        file: 0,
+        offset,
+        origin: origin.to_vec(),
+        shape: shape.to_vec(),
+        strides: strides.to_vec(),
+    };
+    let cases: [(Pieces, &[u64]); 6] = [
+        (piece(0, &[2, 3, 4], &[12, 4, 1]), &[24]),
+        (piece(0, &[2, 1, 3, 4], &[24, 5, 4, 1]), &[2, 12]),
+        (piece(0, &[4, 3], &[1, 4]), &[4, 3]),
+        (piece(0, &[], &[]), &[]),
+        // Halves along the first dimension, and along the second.
+        (
+            Pieces {
+                grid: vec![4, 3, 2],
+                boxes: vec![
+                    boxed(0, &[0, 0, 0], &[1, 3, 2], &[99, 2, 1]),
+                    boxed(24, &[1, 0, 0], &[3, 3, 2], &[6, 2, 1]),
+                ],
+            },
+            &[24],
+        ),
+        (
+            Pieces {
+                grid: vec![2, 4, 2],
+                boxes: vec![
+                    boxed(0, &[0, 0, 0], &[2, 1, 2], &[2, 2, 1]),
+                    boxed(64, &[0, 1, 0], &[2, 3, 2], &[6, 2, 1]),
+                ],
+            },
+            &[2, 8],
+        ),
+    ];
+    for (pieces, grid) in cases {
+        let count = pieces.grid.iter().product();
+        let gather = Gather::new(pieces.clone(), count, 4, false, &[1000])?;
+        assert_eq!(gather.pieces().grid, grid, "{pieces:?}");
+    }
     Ok(())
 }
 

@@ -1,0 +1,158 @@
+//! Other names for a model's tensors, on its way through a conversion: rules, and the maps of `names`.
+//!
+//! A map looks at the whole model, so what is left out is left out before it. Rules behind the last map apply to single
+//! names, when the output is planned.
+
+use super::plan::scale_of;
+use super::{Conversion, matches_something};
+use crate::checkpoint::{Checkpoint, Elements, Part, Tensor, View};
+use crate::error::{Error, Mismatch, Result};
+use crate::names::{self, NameMap};
+use regex::Regex;
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+/// One way in which names change.
+#[derive(Clone, Debug)]
+pub enum Rename {
+    /// Replacements, applied one after the other.
+    Rules(Vec<(Regex, String)>),
+    /// A map of [`names::NAME_MAPS`].
+    Map(&'static dyn NameMap),
+}
+
+/// A model on its way through a [`Conversion`]: under the names that maps give, for [`Conversion::plan`].
+#[derive(Debug)]
+pub struct Renamed {
+    model: Checkpoint,
+    /// Tensors that are left out already, by the model's own names.
+    pub(super) left_out: Vec<String>,
+    /// Whether what is to be left out is.
+    pub(super) is_filtered: bool,
+    /// Rules for the names as they now are.
+    pub(super) rules: Vec<(Regex, String)>,
+}
+
+impl Renamed {
+    /// The model as it is now.
+    #[must_use]
+    pub fn model(&self) -> &Checkpoint {
+        &self.model
+    }
+}
+
+impl Conversion {
+    /// Takes the model through the name maps. Reads no data.
+    ///
+    /// # Errors
+    /// [`Error::Names`] or [`Error::Format`] with what a map cannot name, [`Error::Mismatch`] with what rules or a map
+    /// make of it, [`Error::Recipe`] if a pattern matches nothing.
+    pub fn rename(&self, model: Checkpoint) -> Result<Renamed> {
+        self.check_patterns(&model)?;
+        let last_map = self.rename.iter().rposition(|rename| matches!(rename, Rename::Map(_)));
+        let (before, behind) = self.rename.split_at(last_map.map_or(0, |last| last + 1));
+        let rules = behind.iter().flat_map(|rename| match rename {
+            Rename::Rules(rules) => rules.clone(),
+            Rename::Map(_) => Vec::new(),
+        });
+        let rules = rules.collect();
+        if before.is_empty() {
+            return Ok(Renamed { model, left_out: Vec::new(), is_filtered: false, rules });
+        }
+        check_scales(&model, |name| self.keeps(name))?;
+        let (kept, out): (Vec<_>, Vec<_>) = model.tensors().iter().partition(|tensor| self.keeps(&tensor.name));
+        let mut left_out: Vec<String> = out.into_iter().map(|tensor| tensor.name.clone()).collect();
+        if kept.is_empty() {
+            return Err(super::nothing_left());
+        }
+        let kept: Vec<&str> = kept.into_iter().map(|tensor| tensor.name.as_str()).collect();
+        let views = named(&model, &kept, |name| name.to_owned());
+        let layout = model.layout().clone();
+        let mut model = model.mapped(layout, views)?;
+        for rename in before {
+            match rename {
+                Rename::Map(map) => {
+                    let (renamed, out) = names::apply(*map, model)?;
+                    model = renamed;
+                    left_out.extend(out);
+                }
+                Rename::Rules(rules) => {
+                    let all: Vec<&str> = model.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+                    let views = named(&model, &all, |name| replaced(rules, name));
+                    check_distinct(&model, &views)?;
+                    let layout = model.layout().clone();
+                    model = model.mapped(layout, views)?;
+                }
+            }
+        }
+        Ok(Renamed { model, left_out, is_filtered: true, rules })
+    }
+
+    /// That every pattern matches a name of the model.
+    fn check_patterns(&self, model: &Checkpoint) -> Result<()> {
+        let special = self.dtype_for.iter().map(|(pattern, _)| ("--dtype-for", pattern));
+        let include = self.include.iter().map(|pattern| ("--include", pattern));
+        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
+        let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
+        matches_something(special.chain(include).chain(exclude), names)
+    }
+}
+
+/// A name after all replacements.
+pub(super) fn replaced(rules: &[(Regex, String)], name: &str) -> String {
+    let replace = |name: String, (from, to): &(Regex, String)| match from.replace_all(&name, to.as_str()) {
+        Cow::Borrowed(_) => name,
+        Cow::Owned(new) => new,
+    };
+    rules.iter().fold(name.to_owned(), replace)
+}
+
+/// Views of tensors as they are, by names that `rename` makes of those within their parts.
+fn named(model: &Checkpoint, names: &[&str], rename: impl Fn(&str) -> String) -> Vec<View> {
+    let tensors = names.iter().filter_map(|name| model.get(name)).map(|view| view.tensor);
+    let view = |tensor: &Tensor| View {
+        name: rename(within(model, tensor)),
+        part: tensor.part,
+        shape: tensor.shape.clone(),
+        elements: Elements::Whole(tensor.name.clone()),
+    };
+    tensors.map(view).collect()
+}
+
+/// A tensor's name within its part.
+pub(super) fn within<'a>(model: &Checkpoint, tensor: &'a Tensor) -> &'a str {
+    let prefix = model.layout().parts.get(tensor.part).map(Part::prefix).unwrap_or_default();
+    tensor.name.strip_prefix(&prefix).unwrap_or(&tensor.name)
+}
+
+fn check_distinct(model: &Checkpoint, views: &[View]) -> Result<()> {
+    let inputs = |view: &View| {
+        let name = view.elements.names().first().map(String::as_str).unwrap_or_default();
+        model.get(name).map_or_else(|| name.to_owned(), |view| view.tensor.inputs().join("`, `"))
+    };
+    let mut seen: HashMap<(usize, &str), &View> = HashMap::new();
+    let mut twice = Vec::new();
+    for view in views {
+        if let Some(other) = seen.insert((view.part, &view.name), view) {
+            let problem = format!("and `{}` would both be called `{}`", inputs(other), view.name);
+            twice.push(Mismatch { tensor: inputs(view), problem });
+        }
+    }
+    if twice.is_empty() { Ok(()) } else { Err(Error::Mismatch(twice)) }
+}
+
+/// That no tensor that is kept has a scale, which maps do not know and so would part from it.
+fn check_scales(model: &Checkpoint, keeps: impl Fn(&str) -> bool) -> Result<()> {
+    let scaled = model.tensors().iter().filter(|tensor| keeps(&tensor.name));
+    let problems: Vec<Mismatch> = scaled
+        .filter_map(|tensor| {
+            let scale = scale_of(tensor, model)?;
+            let problem = format!(
+                "is {} with a scale in `{scale}`, which name maps do not carry along: convert the model to bf16 first, without --rename",
+                tensor.dtype
+            );
+            Some(Mismatch { tensor: tensor.name.clone(), problem })
+        })
+        .collect();
+    if problems.is_empty() { Ok(()) } else { Err(Error::Mismatch(problems)) }
+}
