@@ -59,8 +59,7 @@ impl Gather {
             }
             covered = covered.saturating_add(elements);
         }
-        let overlap = boxes.iter().enumerate().any(|(i, a)| boxes[..i].iter().any(|b| overlap(a, b)));
-        if covered != elements || overlap {
+        if covered != elements || overlap(&boxes) {
             return wrong("its pieces do not cover it exactly once");
         }
         Ok(Self { grid, boxes, width, big_endian }.coalesced())
@@ -164,9 +163,17 @@ impl Gather {
     }
 }
 
-fn overlap(a: &Piece, b: &Piece) -> bool {
-    let apart = |i: usize| a.origin[i] + a.shape[i] <= b.origin[i] || b.origin[i] + b.shape[i] <= a.origin[i];
-    !(0..a.shape.len()).any(apart)
+/// Whether two of the boxes, which lie in the grid, have an element in common.
+fn overlap(boxes: &[Piece]) -> bool {
+    let end = |piece: &Piece, i: usize| piece.origin[i] + piece.shape[i];
+    if boxes.iter().all(|piece| piece.shape.len() == 1) {
+        // A run of thousands of processes leaves as many, too many to compare each with all others.
+        let mut ranges: Vec<_> = boxes.iter().map(|piece| (piece.origin[0], end(piece, 0))).collect();
+        ranges.sort_unstable();
+        return ranges.windows(2).any(|pair| pair[1].0 < pair[0].1);
+    }
+    let apart = |a: &Piece, b: &Piece| (0..a.shape.len()).any(|i| end(a, i) <= b.origin[i] || end(b, i) <= a.origin[i]);
+    boxes.iter().enumerate().any(|(i, a)| boxes[..i].iter().any(|b| !apart(a, b)))
 }
 
 /// The position of element `index` along each dimension of `shape`.
