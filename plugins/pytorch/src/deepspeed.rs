@@ -145,7 +145,7 @@ impl Rank {
 }
 
 fn same_number(values: &Values, pair: &[Id]) -> bool {
-    matches!(pair, [a, b] if values.unsigned(*a).is_some() && values.unsigned(*a) == values.unsigned(*b))
+    matches!(pair, [a, b] if values.unsigned(*a) == values.unsigned(*b))
 }
 
 /// A number, or a member of an enumeration of them.
