@@ -14,8 +14,8 @@ use std::collections::HashMap;
 const MAX_VALUES: usize = 1 << 23;
 /// How many more a long pickle may have: one for so many of its bytes, so that memory is in proportion to the file, and
 /// at most so many in all. Long ones are the metadata of distributed checkpoints, which take 28 values and 143 bytes a
-/// chunk (measured of torch 2.15), of which 2^26 values are 2.4 million. A model of 405 billion parameters has 1,138
-/// tensors, with its optimizer 3,414, which 512 processes cut into 1.75 million chunks.
+/// chunk (measured of torch 2.15): 2^26 values are 2.4 million, a few more than are allowed (`distributed`). A model of
+/// 405 billion parameters has 1,138 tensors, with its optimizer 3,414, which 512 processes cut into 1.75 million chunks.
 const BYTES_PER_VALUE: u64 = 4;
 const MAX_VALUES_OF_LONG: usize = 1 << 26;
 /// The longest text that is kept, in bytes; longer ones (a module's source code) are passed over.
