@@ -15,7 +15,7 @@ use crate::archive::Archive;
 use crate::flatten::MAX_NAME;
 use crate::partition::{Chain, Flat, Table, check_limits, elements};
 use crate::table::{scalars, table_of};
-use crate::tensor::{Storages, is_tensor, numbers, view};
+use crate::tensor::{MAX_DIMENSIONS, Storages, is_tensor, numbers, view};
 use crate::value::{Id, Value, Values};
 use ckptmerge_format::{Fault, FormatError, Index, Source};
 use std::collections::{HashMap, HashSet};
@@ -193,7 +193,8 @@ fn shaped<'v>(
     seen: &mut HashSet<&'v str>,
 ) -> Result<(&'v str, Vec<u64>), FormatError> {
     let name = name_of(values, name)?;
-    let shape = numbers(values, shape).ok_or_else(|| odd("its shape").at(name))?;
+    let shape = numbers(values, shape).filter(|shape| shape.len() <= MAX_DIMENSIONS);
+    let shape = shape.ok_or_else(|| odd("its shape").at(name))?;
     if !seen.insert(name) {
         return Err(FormatError::corrupt("it is listed twice").at(name));
     }

@@ -561,6 +561,42 @@ mod tests {
         show(&values, root)
     }
 
+    /// One instruction sequence again and again, and a STOP.
+    struct Repeated {
+        part: &'static [u8],
+        times: u64,
+    }
+
+    impl Source for Repeated {
+        fn len(&self) -> u64 {
+            self.part.len() as u64 * self.times + 2
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FormatError> {
+            let end = self.len() - 2;
+            for (place, byte) in (offset..).zip(buffer) {
+                *byte = match place.checked_sub(end) {
+                    None => self.part[(place % self.part.len() as u64) as usize],
+                    Some(0) => b'N',
+                    Some(_) => b'.',
+                };
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn long_pickles_may_hold_more() {
+        let run = |part: &'static [u8], times| {
+            let source = Repeated { part, times };
+            unpickle(&mut Input::new(&source, 0, u64::MAX)).map(|(values, _)| values.len())
+        };
+        let more = MAX_VALUES as u64 + 1000;
+        assert_eq!(run(b"J\x01\x02\x03\x040", more).expect("6 bytes a value"), more as usize + 1);
+        let error = run(b"N0", more).expect_err("2 bytes a value");
+        assert_eq!(error.fault, Fault::Limit, "{error}");
+    }
+
     #[test]
     fn scalars_of_every_protocol() {
         assert_eq!(run(b"(I1\nI01\nI00\nL-23L\nF1.5\nNt."), "(1 true false -23 1.5 None)");
