@@ -2,6 +2,7 @@
 //! what the libraries that wrote them say.
 
 mod pieces;
+mod ranks;
 mod views;
 
 use crate::model::{Outcome, decode, fixture, names_in, write};
@@ -31,7 +32,7 @@ struct Case {
     path: PathBuf,
     select: Option<String>,
     assume: Option<DType>,
-    /// The table, or what the refusal says.
+    /// The table, or what the refusal says: parts between `…`.
     expected: Result<Vec<Row>, String>,
     /// Whether the table's order is that of the file.
     ordered: bool,
@@ -123,7 +124,8 @@ impl Case {
             (Err(error), Ok(_)) => return vec![labelled(error.to_string())],
             (Err(error), Err(part)) => {
                 let text = error.to_string();
-                let says = text.contains(part.as_str()) && text.contains(&self.path.display().to_string());
+                let says = part.split('…').all(|part| text.contains(part.trim()))
+                    && text.contains(&self.path.display().to_string());
                 return if says { vec![] } else { vec![labelled(format!("{text:?} lacks {part:?} or the path"))] };
             }
         };

@@ -223,6 +223,10 @@ impl Source for DataFile {
         })
     }
 
+    fn name(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+
     fn sibling(&self, name: &str) -> Result<Box<dyn Source>, FormatError> {
         let read = |message: String| FormatError::new(Fault::Read, message);
         if !is_base_name(name) {

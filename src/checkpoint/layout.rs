@@ -1,8 +1,10 @@
-//! Which files a model is made of: a file, shards with an index, a Hugging Face folder, a diffusers pipeline.
+//! Which files a model is made of: a file, shards with an index, a Hugging Face folder, a diffusers pipeline, the files
+//! of a training run's processes.
 //!
 //! Only files that an index names are read, and only from its own folder: an index is a file from the internet, and
 //! a stray file beside it is not part of the model.
 
+use super::deepspeed;
 use crate::error::{Error, Result};
 use ckptmerge_format_gguf::split_files;
 use serde_json::Value;
@@ -131,18 +133,14 @@ impl Layout {
     fn folder(root: &Path) -> Result<Self> {
         let parts = if root.join(PIPELINE).is_file() {
             pipeline(root)?
-        } else if let Some(part) = distributed(root) {
+        } else if let Some(part) = spread(root)? {
             vec![part]
         } else if let Some(part) = part(root, "")? {
             vec![part]
         } else {
             let parts = components(root)?;
             if parts.is_empty() {
-                let message = if root.join("latest").is_file() {
-                    "the folder looks like a DeepSpeed checkpoint, which cannot be read yet: join it first with its zero_to_fp32.py"
-                } else {
-                    "the folder holds no weights (model.safetensors, an index of shards, …)"
-                };
+                let message = "the folder holds no weights (model.safetensors, an index of shards, …)";
                 return Err(Error::model(root, message));
             }
             parts
@@ -157,8 +155,10 @@ impl Layout {
     pub fn companions(&self) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         let (mut small, mut large) = (Vec::new(), Vec::new());
         if self.carries_files {
+            let is_spread = self.parts.iter().flat_map(|part| &part.files).any(|(file, _)| deepspeed::is_rank(file));
+            let is_left = |path: &Path| is_weights(path) || (is_spread && deepspeed::is_about_files(path));
             walk(&self.root, Path::new(""), DEPTH, &mut |relative, size| {
-                if !is_weights(relative) {
+                if !is_left(relative) {
                     if size <= COMPANION_LIMIT {
                         small.push(relative.to_owned())
                     } else {
@@ -318,16 +318,20 @@ fn split(path: &Path) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// The weights in a folder that `torch.distributed.checkpoint` wrote, unless they were joined under a usual name beside
-/// it. All data files are named in its one file of metadata.
-fn distributed(folder: &Path) -> Option<Part> {
-    let metadata = folder.join(".metadata");
+/// The weights in a folder that the processes of a training run wrote together, unless they were joined under a usual
+/// name beside it: one file from which the format finds the others.
+fn spread(folder: &Path) -> Result<Option<Part>> {
     let is_joined = NAMES.iter().any(|(stem, ending)| {
         let single = folder.join(format!("{stem}.{ending}"));
         single.is_file() || folder.join(format!("{stem}.{ending}{INDEX}")).is_file()
     });
-    let part = || Part { folder: String::new(), stem: "model".to_owned(), files: vec![(metadata.clone(), None)] };
-    (metadata.is_file() && !is_joined).then(part)
+    if is_joined {
+        return Ok(None);
+    }
+    // All data files of `torch.distributed.checkpoint` are named in its one file of metadata.
+    let metadata = folder.join(".metadata");
+    let file = if metadata.is_file() { Some(metadata) } else { deepspeed::find(folder)? };
+    Ok(file.map(|file| Part { folder: String::new(), stem: "model".to_owned(), files: vec![(file, None)] }))
 }
 
 /// The shards that an index names, each with the tensors it is said to hold.

@@ -2,6 +2,7 @@
 //!
 //! Opening reads headers only. Every range is checked here, once; behind it a [`Tensor`] is trusted.
 
+mod deepspeed;
 mod fault;
 mod file;
 mod fingerprint;

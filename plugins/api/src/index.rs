@@ -22,6 +22,12 @@ pub trait Source {
     /// [`Fault::Read`](crate::Fault::Read) if the range is not in the file or the system would not read it.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FormatError>;
 
+    /// What the file is called in its folder, for formats that spread a model over several and have to know which of
+    /// them this is; none if it is not a file of a folder.
+    fn name(&self) -> Option<&str> {
+        None
+    }
+
     /// Another file of the same folder, for formats that spread a model over several. `name` is a plain file name; what
     /// is indexed in the file is named in [`Index::files`].
     ///

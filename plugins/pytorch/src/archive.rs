@@ -3,6 +3,7 @@
 //! TorchScript archives have the same entries and code next to them, which is not looked at. Sizes and places come from
 //! the central directory; entries that are compressed, encrypted, outside the file or on top of each other are refused.
 
+use crate::deepspeed;
 use crate::input::Input;
 use crate::machine::unpickle;
 use crate::table::table;
@@ -48,10 +49,29 @@ pub(crate) struct Archive {
     metadata: Option<Extent>,
 }
 
+impl Archive {
+    /// What an old layout holds.
+    pub(crate) fn new(values: Values, root: Id, storages: Storages) -> Self {
+        Self { values, root, storages, metadata: None }
+    }
+
+    /// The table of what was saved, and of what was saved beside it if that is one model.
+    pub(crate) fn table(&self, source: &dyn Source) -> Result<Index, FormatError> {
+        let Self { values, root, storages, .. } = self;
+        if deepspeed::is_rank(values, *root) {
+            deepspeed::index(source, self)
+        } else if deepspeed::is_model(values, *root) {
+            deepspeed::model(values, storages, *root)
+        } else {
+            table(values, storages, *root)
+        }
+    }
+}
+
 /// The table of a zip archive.
 pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
     let archive = open(source)?;
-    let mut index = table(&archive.values, &archive.storages, archive.root)?;
+    let mut index = archive.table(source)?;
     if let Some(extent) = archive.metadata {
         let json = read(source, extent, MAX_METADATA)?;
         let own: Metadata = serde_json::from_slice(&json)

@@ -6,13 +6,12 @@
 //!
 //! The main file of a distributed checkpoint is a single pickle, and handed on (`distributed`).
 
-use crate::archive::MAX_PICKLE;
+use crate::archive::{Archive, MAX_PICKLE};
 use crate::distributed;
 use crate::input::Input;
 use crate::machine::unpickle;
-use crate::table::table;
 use crate::tensor::Storages;
-use crate::value::{Value, Values};
+use crate::value::{Id, Value, Values};
 use ckptmerge_format::{DType, Extent, FormatError, Index, Source};
 use std::collections::HashMap;
 
@@ -27,15 +26,27 @@ pub(crate) const MAGIC_BYTES: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x
 /// The table of a file in this layout.
 pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
     let mut input = Input::new(source, 0, MAX_PICKLE);
-    let number = |values: &Values, root| match values.get(root) {
-        Value::Int(int) => Some(*int),
-        _ => None,
-    };
     let (values, root) = unpickle(&mut input)?;
     if distributed::is_metadata(&values, root) {
         return distributed::index(source, &values, root);
     }
-    if number(&values, root) != Some(MAGIC) {
+    open_behind(source, input, &values, root)?.table(source)
+}
+
+/// What one call of `torch.save` wrote in this layout.
+pub(crate) fn open(source: &dyn Source) -> Result<Archive, FormatError> {
+    let mut input = Input::new(source, 0, MAX_PICKLE);
+    let (values, root) = unpickle(&mut input)?;
+    open_behind(source, input, &values, root)
+}
+
+/// As [`open`], behind the first pickle, which is to be the magic number.
+fn open_behind(source: &dyn Source, mut input: Input<'_>, values: &Values, root: Id) -> Result<Archive, FormatError> {
+    let number = |values: &Values, root| match values.get(root) {
+        Value::Int(int) => Some(*int),
+        _ => None,
+    };
+    if number(values, root) != Some(MAGIC) {
         return Err(FormatError::unsupported("a Python pickle that torch.save did not write")
             .hint("load it where it was made and save its tensors with torch.save or safetensors"));
     }
@@ -62,7 +73,7 @@ pub(crate) fn index(source: &dyn Source) -> Result<Index, FormatError> {
         position = offset.checked_add(length).filter(|end| *end <= source.len()).ok_or_else(short)?;
         storages.extents.insert(key, Extent { offset, length });
     }
-    table(&values, &storages, root)
+    Ok(Archive::new(values, root, storages))
 }
 
 /// The element type of each storage that the object mentions. The size of an unknown one would be unknown.

@@ -1,4 +1,5 @@
-//! PyTorch checkpoints: what `torch.save` and `torch.jit.save` write, since torch 0.1, and `torch.distributed.checkpoint`.
+//! PyTorch checkpoints: what `torch.save` and `torch.jit.save` write, since torch 0.1, and `torch.distributed.checkpoint`
+//! and DeepSpeed's ZeRO, which spread a model over the files of a folder.
 //!
 //! A checkpoint is a pickle of nested Python objects and the bytes of the storages that its tensors are views of. The
 //! pickle is run by a machine that builds notes instead of objects (`machine`), so that no code in a file is ever
@@ -7,15 +8,18 @@
 //!
 //! Source: torch 2.15, `torch/serialization.py`, `torch/_utils.py` and `caffe2/serialize/inline_container.cc`.
 
+use archive::Archive;
 use ckptmerge_format::{DType, Format, FormatError, HEAD, Index, Metadata, Segment, Source, TensorSpec, WritePlan};
 
 mod archive;
+mod deepspeed;
 mod distributed;
 mod dtype;
 mod flatten;
 mod input;
 mod legacy;
 mod machine;
+mod partition;
 mod pickle;
 mod table;
 mod tar;
@@ -37,7 +41,7 @@ impl Format for PyTorch {
     }
 
     fn about(&self) -> &'static str {
-        "PyTorch checkpoints: state dicts, training checkpoints, whole modules, TorchScript and distributed folders, never executed"
+        "PyTorch checkpoints: state dicts, training checkpoints, whole modules, TorchScript, distributed and DeepSpeed folders, never executed"
     }
 
     fn extensions(&self) -> &'static [&'static str] {
@@ -57,8 +61,7 @@ impl Format for PyTorch {
     }
 
     fn index(&self, source: &dyn Source) -> Result<Index, FormatError> {
-        let mut head = vec![0; source.len().min(HEAD as u64) as usize];
-        source.read_at(0, &mut head)?;
+        let head = head(source)?;
         if head.starts_with(ZIP) {
             archive::index(source)
         } else if tar::is_tar(&head) {
@@ -85,6 +88,18 @@ impl Format for PyTorch {
     ) -> Result<Vec<Segment>, FormatError> {
         write::plan(tensors, metadata, Some(crc32)).map(|plan| plan.segments)
     }
+}
+
+/// The file's first bytes.
+fn head(source: &dyn Source) -> Result<Vec<u8>, FormatError> {
+    let mut head = vec![0; source.len().min(HEAD as u64) as usize];
+    source.read_at(0, &mut head)?;
+    Ok(head)
+}
+
+/// What one call of `torch.save` wrote, in either layout since torch 0.1.10.
+fn open(source: &dyn Source) -> Result<Archive, FormatError> {
+    if head(source)?.starts_with(ZIP) { archive::open(source) } else { legacy::open(source) }
 }
 
 /// Whether the first entry of a zip archive lies in a folder, as all of torch's do, and is named as one of them.

@@ -9,8 +9,15 @@ use crate::value::{Call, Global, Id, Value, Values};
 use ckptmerge_format::{Fault, FormatError};
 use std::collections::HashMap;
 
-/// The most values, memo entries and stack entries. A 70-billion-parameter model with its optimizer has about 10^5.
+/// The most values, memo entries and stack entries of a pickle of any length. A 70-billion-parameter model with its
+/// optimizer has about 10^5.
 const MAX_VALUES: usize = 1 << 23;
+/// How many more a long pickle may have: one for so many of its bytes, so that memory is in proportion to the file, and
+/// at most so many in all. Long ones are the metadata of distributed checkpoints, which take 28 values and 143 bytes a
+/// chunk (measured of torch 2.15): 2^26 values are 2.4 million, a few more than are allowed (`distributed`). A model of
+/// 405 billion parameters has 1,138 tensors, with its optimizer 3,414, which 512 processes cut into 1.75 million chunks.
+const BYTES_PER_VALUE: u64 = 4;
+const MAX_VALUES_OF_LONG: usize = 1 << 26;
 /// The longest text that is kept, in bytes; longer ones (a module's source code) are passed over.
 const MAX_TEXT: u64 = 1 << 20;
 /// The longest name of a class or function, in bytes; each mention of it is a copy.
@@ -18,14 +25,22 @@ const MAX_GLOBAL: usize = 1024;
 
 /// Runs one pickle to its STOP.
 pub(crate) fn unpickle(input: &mut Input<'_>) -> Result<(Values, Id), FormatError> {
-    let mut machine =
-        Machine { input, values: Values::default(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+    let mut machine = Machine {
+        start: input.position(),
+        input,
+        values: Values::default(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+    };
     while !machine.step()? {}
     let root = machine.pop()?;
     Ok((machine.values, root))
 }
 
 struct Machine<'i, 'a> {
+    /// Where in the file the pickle begins.
+    start: u64,
     input: &'i mut Input<'a>,
     values: Values,
     stack: Vec<Id>,
@@ -306,8 +321,12 @@ impl Machine<'_, '_> {
 
     /// Fails if `count` things are as many as there may be.
     fn room(&self, count: usize) -> Result<(), FormatError> {
-        if count >= MAX_VALUES {
-            return Err(FormatError::new(Fault::Limit, format!("the pickle holds more than {MAX_VALUES} values")));
+        if count < MAX_VALUES {
+            return Ok(());
+        }
+        let earned = (self.input.position() - self.start) / BYTES_PER_VALUE;
+        if count as u64 >= earned.min(MAX_VALUES_OF_LONG as u64) {
+            return Err(FormatError::new(Fault::Limit, format!("the pickle holds {count} values and more, too many")));
         }
         Ok(())
     }
@@ -540,6 +559,42 @@ mod tests {
         let (values, root) = unpickle(&mut input).expect("the pickle is in order");
         assert_eq!(input.left(), 0, "all of it is used");
         show(&values, root)
+    }
+
+    /// One instruction sequence again and again, and a STOP.
+    struct Repeated {
+        part: &'static [u8],
+        times: u64,
+    }
+
+    impl Source for Repeated {
+        fn len(&self) -> u64 {
+            self.part.len() as u64 * self.times + 2
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), FormatError> {
+            let end = self.len() - 2;
+            for (place, byte) in (offset..).zip(buffer) {
+                *byte = match place.checked_sub(end) {
+                    None => self.part[(place % self.part.len() as u64) as usize],
+                    Some(0) => b'N',
+                    Some(_) => b'.',
+                };
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn long_pickles_may_hold_more() {
+        let run = |part: &'static [u8], times| {
+            let source = Repeated { part, times };
+            unpickle(&mut Input::new(&source, 0, u64::MAX)).map(|(values, _)| values.len())
+        };
+        let more = MAX_VALUES as u64 + 1000;
+        assert_eq!(run(b"J\x01\x02\x03\x040", more).expect("6 bytes a value"), more as usize + 1);
+        let error = run(b"N0", more).expect_err("2 bytes a value");
+        assert_eq!(error.fault, Fault::Limit, "{error}");
     }
 
     #[test]

@@ -88,6 +88,16 @@ impl Parts {
 
 /// The table of the tensors under `root`.
 pub(crate) fn table(values: &Values, storages: &Storages, root: Id) -> Result<Index, FormatError> {
+    table_of(values, storages, root, None)
+}
+
+/// As [`table`], told which of the root's children is the model.
+pub(crate) fn table_of(
+    values: &Values,
+    storages: &Storages,
+    root: Id,
+    model: Option<&str>,
+) -> Result<Index, FormatError> {
     let (found, mut warnings) = flatten(values, storages, root)?;
     if found.is_empty() {
         explain_nothing(values, root)?;
@@ -96,7 +106,10 @@ pub(crate) fn table(values: &Values, storages: &Storages, root: Id) -> Result<In
     if let Some(twice) = found.iter().find(|found| !seen.insert(found.name.as_str())) {
         return Err(FormatError::unsupported("two paths give this name").at(&twice.name));
     }
-    let parts = parts(values, &found)?;
+    let mut parts = parts(values, &found)?;
+    if let Some(model) = model.filter(|model| parts.list.iter().any(|part| part.name == *model)) {
+        parts.list.iter_mut().for_each(|part| part.is_default = part.name == model);
+    }
     let dropped = refused(&found, &parts, &mut warnings)?;
     let kept = |part: &Option<usize>| !part.is_some_and(|part| dropped.contains(&part));
     let found = found.into_iter().map(|found| (parts.of(&found), found)).filter(|(part, _)| kept(part));
@@ -221,7 +234,7 @@ fn tensors(views: Vec<(Option<usize>, String, View)>, big_endian: bool) -> Vec<T
 }
 
 /// Top-level text and numbers, such as the epoch.
-fn scalars(values: &Values, root: Id) -> Metadata {
+pub(crate) fn scalars(values: &Values, root: Id) -> Metadata {
     let mut metadata = Metadata::new();
     for (key, value) in values.entries(root).unwrap_or_default() {
         let Some(key) = values.text(*key).filter(|key| key.len() <= MAX_SCALAR) else { continue };

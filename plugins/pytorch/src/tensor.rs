@@ -9,7 +9,7 @@ use ckptmerge_format::{DType, Data, Extent, FormatError, Pieces};
 use std::collections::HashMap;
 
 /// The most dimensions a tensor may have: torch's own limit for most of what it does.
-const MAX_DIMENSIONS: usize = 64;
+pub(crate) const MAX_DIMENSIONS: usize = 64;
 /// How many wrappers (a parameter of a subclass of a tensor) may lie around a tensor.
 const MAX_WRAPPERS: usize = 8;
 
