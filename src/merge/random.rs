@@ -38,7 +38,7 @@ impl Key {
         start: u64,
         out: &mut [T],
         inputs: [&[T]; N],
-        each: impl Fn(T, [T; N], u32) -> T,
+        each: impl Fn(T, [T; N], u32) -> T + Copy,
     ) {
         let mut done = 0;
         while done < out.len() {
@@ -49,7 +49,7 @@ impl Key {
             let upper = mix((at >> 32) as u32, 0x9e37_79b9);
             let key = Self { low: self.low ^ upper, high: self.high.wrapping_add(upper) };
             let inputs = inputs.map(|input| &input[done..end]);
-            vector::run(Update { key, start: at as u32, out: &mut out[done..end], inputs, each: &each });
+            vector::run(Update { key, start: at as u32, out: &mut out[done..end], inputs, each });
             done = end;
         }
     }
@@ -75,7 +75,7 @@ struct Update<'a, T, const N: usize, F> {
     start: u32,
     out: &'a mut [T],
     inputs: [&'a [T]; N],
-    each: &'a F,
+    each: F,
 }
 
 impl<T: Copy, const N: usize, F: Fn(T, [T; N], u32) -> T> Loop for Update<'_, T, N, F> {

@@ -197,9 +197,9 @@ impl Sieve {
     fn apply(&self, start: u64, model: &mut [f32], base: &[f32], weight: f32) {
         let scale = self.scale;
         match self.mask {
-            Mask::All => vector::update(model, [base], |x, [b]| (x - b) * weight),
+            Mask::All => vector::update(model, [base], move |x, [b]| (x - b) * weight),
             Mask::Nothing => model.fill(0.0),
-            Mask::Between(low, high) => vector::update(model, [base], |x, [b]| {
+            Mask::Between(low, high) => vector::update(model, [base], move |x, [b]| {
                 let change = x - b;
                 // What cannot be compared, NaN, is kept.
                 let dropped = (change.abs() < low) | (change.abs() > high);
@@ -216,7 +216,7 @@ impl Sieve {
             Mask::Rank { key, density, epsilon } => {
                 vector::update(model, [base], |x, [b]| x - b);
                 self.by_rank(start, model, key, density, epsilon);
-                vector::update(model, [], |x, []| x * weight);
+                vector::update(model, [], move |x, []| x * weight);
             }
         }
     }
@@ -226,40 +226,21 @@ impl Sieve {
         let Rows { length, stride } = self.rows;
         let mut random = vec![0u32; change.len()];
         key.fill(start, &mut random);
-        let last = length.saturating_sub(1) as f64;
-        // Whatever their rank, elements are kept below the first limit and dropped from the second one on.
-        let (low, high) = (threshold(density - epsilon), threshold(density + epsilon));
-        let mut order = Order::default();
-        let mut magnitudes = vec![0u32; length];
-        let mut numbers = vec![0u32; length];
+        let mut row = Row::default();
         for (slice, random) in change.chunks_mut(self.rows.unit()).zip(random.chunks(self.rows.unit())) {
             for offset in 0..stride {
-                let at = |i: usize| offset + i * stride;
-                for i in 0..length {
-                    magnitudes[i] = slice[at(i)].to_bits() & MAGNITUDE;
-                    numbers[i] = random[at(i)];
+                row.values.clear();
+                row.numbers.clear();
+                row.values.extend(slice[offset..].iter().step_by(stride));
+                row.numbers.extend(random[offset..].iter().step_by(stride));
+                vector::run(Keep { row: &mut row, density, epsilon, scale: self.scale });
+                if self.by_probability {
+                    for i in 0..length {
+                        let probability = density - epsilon + 2.0 * epsilon * row.place(row.magnitudes[i]);
+                        row.values[i] *= (1.0 / probability) as f32;
+                    }
                 }
-                order.of(&magnitudes);
-                for i in 0..length {
-                    let number = u64::from(numbers[i]);
-                    let is_kept = if number < low {
-                        true
-                    } else if number >= high || last == 0.0 {
-                        // A row of one element has no order: it is kept as the middle of a row is.
-                        number < (low + high) / 2 && last == 0.0
-                    } else {
-                        order.is_above(magnitudes[i], (number - low) as f64 / (high - low) as f64 * last)
-                    };
-                    let factor = if !is_kept {
-                        0.0
-                    } else if self.by_probability {
-                        let place = if last > 0.0 { order.rank(magnitudes[i]) / last } else { 0.5 };
-                        (1.0 / (density - epsilon + 2.0 * epsilon * place)) as f32
-                    } else {
-                        self.scale
-                    };
-                    slice[at(i)] = if is_kept { slice[at(i)] * factor } else { 0.0 };
-                }
+                slice[offset..].iter_mut().step_by(stride).zip(&row.values).for_each(|(x, kept)| *x = *kept);
             }
         }
     }
@@ -268,60 +249,137 @@ impl Sieve {
 /// All bits but the sign.
 const MAGNITUDE: u32 = 0x7fff_ffff;
 
-/// The ranks of a row's magnitudes, from 0: sorted by exponent and three bits only, as the rest is seldom asked for.
+/// A row's elements with their random numbers, and their order so far as it is asked for.
 #[derive(Default)]
-struct Order {
+struct Row {
+    values: Vec<f32>,
+    numbers: Vec<u32>,
+    magnitudes: Vec<u32>,
+    /// All bits of what is kept, none of what is dropped.
+    masks: Vec<u32>,
+    /// The magnitudes by bucket.
     sorted: Vec<u32>,
     /// Where each bucket begins; one more for the end.
     starts: Vec<u32>,
+    /// The largest magnitude without the bits below those that name a bucket.
+    top: u32,
+    undecided: Vec<u32>,
 }
 
-impl Order {
-    /// Bits of a magnitude below those that name its bucket.
-    const SHIFT: u32 = 20;
-    const BUCKETS: usize = 1 << (31 - Self::SHIFT);
+impl Row {
+    /// Bits of a magnitude below those that name its bucket: 32 buckets to an octave.
+    const SHIFT: u32 = 18;
+    /// Buckets, 16 octaves of them: what is below the lowest is in it, too.
+    const BUCKETS: u32 = 512;
 
-    fn of(&mut self, magnitudes: &[u32]) {
-        let bucket = |magnitude: u32| (magnitude >> Self::SHIFT) as usize;
-        self.starts.clear();
-        self.starts.resize(Self::BUCKETS + 1, 0);
-        self.sorted.resize(magnitudes.len(), 0);
-        magnitudes.iter().for_each(|magnitude| self.starts[bucket(*magnitude)] += 1);
-        let mut end = 0;
-        for start in &mut self.starts {
-            end += *start;
-            *start = end;
+    /// Buckets ascend with magnitudes.
+    #[inline(always)]
+    fn bucket(&self, magnitude: u32) -> usize {
+        let below = self.top - (magnitude >> Self::SHIFT);
+        (Self::BUCKETS - 1).saturating_sub(below) as usize
+    }
+
+    /// Sorts the magnitudes into buckets.
+    #[inline(always)]
+    fn sort(&mut self) {
+        let length = self.values.len();
+        self.magnitudes.resize(length, 0);
+        let mut most = 0;
+        for (magnitude, value) in self.magnitudes.iter_mut().zip(&self.values) {
+            *magnitude = value.to_bits() & MAGNITUDE;
+            most = if *magnitude > most { *magnitude } else { most };
         }
+        self.top = most >> Self::SHIFT;
+        self.sorted.resize(length, 0);
+        // Two sets of counts, so that equal neighbours do not wait for each other.
+        let mut counts = [[0u32; Self::BUCKETS as usize + 1]; 2];
+        for pair in self.magnitudes.chunks(2) {
+            for (counts, magnitude) in counts.iter_mut().zip(pair) {
+                counts[self.bucket(*magnitude)] += 1;
+            }
+        }
+        self.starts.clear();
+        let mut end = 0;
+        self.starts.extend(counts[0].iter().zip(&counts[1]).map(|(a, b)| {
+            end += a + b;
+            end
+        }));
         // Each bucket is filled from its end, so that its end becomes its start.
-        for magnitude in magnitudes {
-            let start = &mut self.starts[bucket(*magnitude)];
+        for i in 0..length {
+            let magnitude = self.magnitudes[i];
+            let start = &mut self.starts[self.bucket(magnitude)];
             *start -= 1;
-            self.sorted[*start as usize] = *magnitude;
+            self.sorted[*start as usize] = magnitude;
         }
     }
 
-    /// The mean rank of the elements of this magnitude, which is one of the row's.
+    /// The mean rank, from 0, of the elements of this magnitude, which is one of the row's.
+    #[inline(always)]
     fn rank(&self, magnitude: u32) -> f64 {
-        let bucket = (magnitude >> Self::SHIFT) as usize;
-        let (start, end) = (self.starts[bucket] as usize, self.starts[bucket + 1] as usize);
+        let bucket = self.bucket(magnitude);
+        let (start, end) = (self.starts[bucket], self.starts[bucket + 1]);
         let (mut less, mut equal) = (0u32, 0u32);
-        for other in &self.sorted[start..end] {
+        for other in &self.sorted[start as usize..end as usize] {
             less += u32::from(*other < magnitude);
             equal += u32::from(*other == magnitude);
         }
-        f64::from(less) + start as f64 + (f64::from(equal) - 1.0) / 2.0
+        f64::from(start + less) + (f64::from(equal) - 1.0) / 2.0
     }
 
-    /// Whether the mean rank of this magnitude is above a place.
-    fn is_above(&self, magnitude: u32, place: f64) -> bool {
-        let bucket = (magnitude >> Self::SHIFT) as usize;
-        if place < f64::from(self.starts[bucket]) {
-            true
-        } else if place >= f64::from(self.starts[bucket + 1]) - 1.0 {
-            // Its rank is at most the last of the bucket.
-            false
-        } else {
-            self.rank(magnitude) > place
+    /// The rank on a scale from 0, the least, to 1; an only element is in the middle.
+    fn place(&self, magnitude: u32) -> f64 {
+        match self.values.len() {
+            0 | 1 => 0.5,
+            length => self.rank(magnitude) / (length - 1) as f64,
+        }
+    }
+}
+
+/// Decides which elements of a row are kept.
+struct Keep<'a> {
+    row: &'a mut Row,
+    density: f64,
+    epsilon: f64,
+    scale: f32,
+}
+
+impl Loop for Keep<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { row, density, epsilon, scale } = self;
+        let length = row.values.len();
+        row.sort();
+        // Whatever their rank, elements are kept below the first limit and dropped from the second one on. Densities
+        // with their spread are below 1, so that limits have 32 bits.
+        let (low, high) = (threshold(density - epsilon) as u32, threshold(density + epsilon) as u32);
+        row.masks.resize(length, 0);
+        row.undecided.resize(length, 0);
+        let mut undecided = 0;
+        for (i, (mask, number)) in row.masks.iter_mut().zip(&row.numbers).enumerate() {
+            *mask = if *number < low { u32::MAX } else { 0 };
+            // Without a branch, which could not be foretold.
+            row.undecided[undecided] = i as u32;
+            undecided += usize::from(number.wrapping_sub(low) < high.wrapping_sub(low));
+        }
+        if length == 1 {
+            row.masks[0] = if row.numbers[0] < low.midpoint(high) { u32::MAX } else { 0 };
+            undecided = 0;
+        }
+        // An element is kept if its rank is above this place for its number.
+        let step = length.saturating_sub(1) as f64 / f64::from((high - low).max(1));
+        for index in 0..undecided {
+            let i = row.undecided[index] as usize;
+            let (magnitude, place) = (row.magnitudes[i], f64::from(row.numbers[i] - low) * step);
+            let bucket = row.bucket(magnitude);
+            let (start, end) = (f64::from(row.starts[bucket]), f64::from(row.starts[bucket + 1]));
+            let is_within = (place >= start) & (place <= end - 1.0);
+            let is_kept = if is_within { row.rank(magnitude) > place } else { place < start };
+            row.masks[i] = u32::from(is_kept).wrapping_neg();
+        }
+        for (value, mask) in row.values.iter_mut().zip(&row.masks) {
+            *value = f32::from_bits(value.to_bits() & mask) * scale;
         }
     }
 }
@@ -480,7 +538,7 @@ impl Elementwise for Summed {
             vector::update(out, [change], |sum, [x]| sum + x);
         }
         let factor = self.factor;
-        vector::update(out, [base], |sum, [b]| b + factor * sum);
+        vector::update(out, [base], move |sum, [b]| b + factor * sum);
     }
 }
 
