@@ -130,7 +130,11 @@ fn explain_nothing(values: &Values, root: Id) -> Result<(), FormatError> {
         }
     }
     let names: Vec<String> = globals.iter().map(ToString::to_string).collect();
-    if names.is_empty() && values.entries(root).is_some_and(<[_]>::is_empty) {
+    let is_dict = match values.get(root) {
+        Value::Call(call) => values.global(call.callable).is_some(),
+        _ => true,
+    };
+    if names.is_empty() && is_dict && values.entries(root).is_some_and(<[_]>::is_empty) {
         return Ok(());
     }
     let calls = if names.is_empty() {
