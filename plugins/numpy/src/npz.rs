@@ -25,6 +25,9 @@ const ENDING: &str = ".npy";
 const METADATA: &str = "__metadata__.json";
 /// The most metadata that is read, in bytes: as much as a safetensors header may take.
 const MAX_METADATA: u64 = 100_000_000;
+/// The most that is unpacked of it, for each byte in the archive, and besides. This project's writer compresses nothing.
+const MAX_METADATA_RATIO: u64 = 16;
+const MORE_METADATA: u64 = 1 << 20;
 /// A byte of deflated data stands for at most this many: runs of 258 bytes take two bits.
 const MAX_DEFLATE_RATIO: u64 = 1032;
 
@@ -200,8 +203,9 @@ fn metadata<R: Read>(
         error.message = format!("the member `{METADATA}`: {}", error.message);
         error
     };
-    if member.size() > MAX_METADATA {
-        let message = format!("it takes {} bytes; {MAX_METADATA} are allowed", member.size());
+    let most = MAX_METADATA.min(MORE_METADATA + MAX_METADATA_RATIO.saturating_mul(member.compressed_size()));
+    if member.size() > most {
+        let message = format!("it takes {} bytes; {most} are allowed", member.size());
         return Err(named(FormatError::new(Fault::Limit, message)));
     }
     let (_, bytes) = open(member, source).map_err(named)?;

@@ -124,10 +124,11 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
     // name has 30 bytes: its central header is then as long as the zip64 records that torch writes without need.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let several = "if it is a data file of a distributed checkpoint, name its folder instead";
-    let floor = Rc::new(Cell::new(zip_directory(source).map_err(|error| match error.fault {
+    let directory = zip_directory(source).map_err(|error| match error.fault {
         Fault::Unsupported => error.hint(several),
         _ => error,
-    })?));
+    })?;
+    let floor = Rc::new(Cell::new(directory));
     let reader = BufReader::new(ZipReader::new(source, Rc::clone(&floor)));
     let mut archive = ZipArchive::with_config(config, reader).map_err(zip_error)?;
     floor.set(0);
@@ -142,6 +143,9 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
         let offset = entry.data_start().ok_or_else(|| FormatError::corrupt(format!("`{name}` has no data")))?;
         if offset.checked_add(length).is_none_or(|end| end > source.len()) {
             return Err(FormatError::corrupt(format!("`{name}` ends behind the end of the file: it is cut short")));
+        }
+        if offset + length > directory {
+            return Err(FormatError::corrupt(format!("`{name}` reaches into the archive's directory")));
         }
         let unusable = if entry.encrypted() {
             Some("is encrypted".to_owned())

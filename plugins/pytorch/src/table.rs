@@ -131,7 +131,10 @@ fn explain_nothing(values: &Values, root: Id) -> Result<(), FormatError> {
     }
     let names: Vec<String> = globals.iter().map(ToString::to_string).collect();
     let is_dict = match values.get(root) {
-        Value::Call(call) => values.global(call.callable).is_some(),
+        Value::Call(call) => {
+            let mut args = values.sequence(call.args).unwrap_or_default().iter();
+            values.global(call.callable).is_some() && args.all(|id| values.sequence(*id).is_some_and(<[_]>::is_empty))
+        }
         _ => true,
     };
     if names.is_empty() && is_dict && values.entries(root).is_some_and(<[_]>::is_empty) {
