@@ -2,7 +2,7 @@
 //! large ones made here, which may cost no more time and memory than their length excuses.
 
 use super::{MODES, refused_with};
-use crate::model::{Outcome, fixture, names_in};
+use crate::model::{Outcome, fixture, names_in, run};
 use ckptmerge::{Checkpoint, IoMode};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -70,10 +70,10 @@ fn each_hostile_file_of_other_formats_gets_its_error() -> Outcome {
     Ok(())
 }
 
-/// An archive of torch's with this pickle and a storage of one F32. The sums are 0, as torch writes them if told to.
+/// An archive of torch's with this pickle and two storages of one F32. The sums are 0, as torch writes them if told to.
 fn archive(pickle: &[u8]) -> Vec<u8> {
     let (mut file, mut directory) = (Vec::new(), Vec::new());
-    for (name, data) in [("x/data.pkl", pickle), ("x/data/0", &[0; 4])] {
+    for (name, data) in [("x/data.pkl", pickle), ("x/data/0", &[0; 4]), ("x/data/1", &[0; 4])] {
         let (offset, length) = (file.len() as u32, data.len() as u32);
         let sizes = [[0; 4], length.to_le_bytes(), length.to_le_bytes()].concat();
         let lengths = [(name.len() as u16).to_le_bytes(), [0; 2]].concat();
@@ -84,7 +84,7 @@ fn archive(pickle: &[u8]) -> Vec<u8> {
     let (length, offset) = (directory.len() as u32, file.len() as u32);
     file.extend(directory);
     file.extend(
-        [b"PK\x05\x06\0\0\0\0\x02\0\x02\0", &length.to_le_bytes()[..], &offset.to_le_bytes(), &[0; 2]].concat(),
+        [b"PK\x05\x06\0\0\0\0\x03\0\x03\0", &length.to_le_bytes()[..], &offset.to_le_bytes(), &[0; 2]].concat(),
     );
     file
 }
@@ -275,6 +275,20 @@ fn what_would_unpack_to_more_than_the_disk_has_is_refused_before_it_is_unpacked(
     sparse(&path, &head, length, &tail)?;
     refused_with(&path, IoMode::Pread, "takes 563 TB unpacked, but only")?;
     refused_with(&path, IoMode::Pread, "set TMPDIR to a folder with more room")?;
+    Ok(())
+}
+
+#[test]
+fn scales_that_repeat_one_element_are_not_unrolled() -> Outcome {
+    let bytes = [b"(", &text("storage")[..], b"ctorch.storage\nUntypedStorage\n", &text("0"), &text("cpu"), b"K\x04tQ"]
+        .concat();
+    let typed = [&b"ctorch._utils\n_rebuild_tensor_v3\n("[..], &bytes, b"K\0))\x89Nctorch\nfloat8_e4m3fn\ntR"].concat();
+    let huge =
+        [&b"ctorch._utils\n_rebuild_tensor_v2\n("[..], &storage("1"), b"K\0\x8a\x06\0\0\0\0\0\x01\x85K\0\x85\x89NtR"];
+    let pickle = [&b"\x80\x02}("[..], &text("w"), &typed, &text("w_scale"), &huge.concat(), b"u."].concat();
+    let folder = tempfile::tempdir()?;
+    crate::model::write(&folder.path().join("scales.pt"), archive(&pickle))?;
+    run(folder.path(), "convert scales.pt out.safetensors --dtype f32").fails(1, &["1099511627776 scales"]);
     Ok(())
 }
 

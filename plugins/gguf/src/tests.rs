@@ -417,3 +417,12 @@ fn big_endian_blocks_are_refused() {
     assert_eq!(error.fault, Fault::Unsupported);
     assert!(error.to_string().starts_with("tensor `t`: its type is Q8_0"), "{error}");
 }
+
+#[test]
+fn padding_may_not_be_endless() {
+    let tensors: Vec<_> = (0..200).map(|i| spec(&format!("t{i}"), DType::I8, &[1])).collect();
+    let metadata = Metadata::from([("general.alignment".to_owned(), "gguf:u32:1048576".to_owned())]);
+    let error = Gguf.plan_write(&tensors, &metadata).expect_err("200 MB of nothing");
+    assert!(error.to_string().contains("an alignment of 1048576 bytes takes 209715000 bytes of padding"), "{error}");
+    assert!(Gguf.plan_write(&tensors[..50], &metadata).is_ok());
+}
