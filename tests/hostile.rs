@@ -2,7 +2,9 @@
 //! whatever is accepted is accepted by the official crate with the same content.
 //!
 //! Small files stand in fixtures/hostile beside the script that made them; what takes a large file, several files or
-//! links is made here.
+//! links is made here. These are of safetensors; those of the other formats are in `formats`.
+
+mod formats;
 
 use crate::model::{Model, Outcome, fixture, names_in};
 use ckptmerge::dtype::DType;

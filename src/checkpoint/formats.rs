@@ -34,6 +34,9 @@ pub(super) fn expect(file: &DataFile, format: &'static dyn Format) -> Result<&'s
     }
 }
 
+/// A byte of deflated data stands for at most this many: runs of 258 bytes take two bits.
+const MAX_DEFLATE_RATIO: u64 = 1032;
+
 /// The format of an open file, told by its content.
 ///
 /// # Errors
@@ -77,6 +80,11 @@ pub(super) fn index(format: &dyn Format, file: &DataFile, assume: Option<DType>)
             Data::Dense(extent) if extent.length != size => return wrong("its bytes do not match its type and shape"),
             Data::Inline(bytes) if bytes.len() as u64 != size => {
                 return wrong("its bytes do not match its type and shape");
+            }
+            Data::Deflated { extent, skip }
+                if size.saturating_add(*skip) > extent.length.saturating_mul(MAX_DEFLATE_RATIO) =>
+            {
+                return wrong("it claims more than its compressed bytes can hold");
             }
             Data::Dense(extent) | Data::Deflated { extent, .. } => *extent,
             _ => continue,

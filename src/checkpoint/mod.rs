@@ -279,7 +279,8 @@ impl Checkpoint {
                     gathered(pieces, &lengths)?
                 }
                 Data::Deflated { extent, skip } => {
-                    let offset = Self::spill(&mut spill, &path)?.inflate(&self.files[main], *extent, *skip, bytes)?;
+                    let offset =
+                        Self::spill(&mut spill, &path, &index)?.inflate(&self.files[main], *extent, *skip, bytes)?;
                     if info.big_endian && info.dtype.bytes() != Some(1) {
                         let mut pieces = Pieces::strided(offset, &[elements], &[1]);
                         pieces.boxes[0].file = spilled;
@@ -288,9 +289,10 @@ impl Checkpoint {
                         Location::Dense { file: spilled, offset }
                     }
                 }
-                Data::Inline(values) => {
-                    Location::Dense { file: spilled, offset: Self::spill(&mut spill, &path)?.inline(&path, values)? }
-                }
+                Data::Inline(values) => Location::Dense {
+                    file: spilled,
+                    offset: Self::spill(&mut spill, &path, &index)?.inline(&path, values)?,
+                },
                 Data::Alias(target) => {
                     let target = locations.get(target.as_str());
                     target.ok_or_else(|| corrupt("it is tied to a tensor that is not there"))?.clone()
@@ -327,9 +329,9 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn spill<'a>(spill: &'a mut Option<Spill>, path: &Path) -> Result<&'a mut Spill> {
+    fn spill<'a>(spill: &'a mut Option<Spill>, path: &Path, index: &Index) -> Result<&'a mut Spill> {
         if spill.is_none() {
-            *spill = Some(Spill::new(path)?);
+            *spill = Some(Spill::new(path, index)?);
         }
         // It was just made if there was none.
         spill.as_mut().ok_or_else(|| Error::model(path, "has no temporary file"))

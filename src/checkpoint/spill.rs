@@ -1,10 +1,12 @@
 //! Elements that are nowhere in the file as they are: compressed, or decoded by the format.
 //!
-//! They are written once to a temporary file that has no name, and read from there like any other.
+//! They are written once to a temporary file that has no name, and read from there like any other. A file can claim a
+//! thousand times its length, so nothing is written unless there is room for all that it claims.
 
 use super::file::{DataFile, IoMode};
-use crate::error::{Error, Result};
-use ckptmerge_format::{Extent, FormatError, Reader};
+use crate::error::{Bytes, Error, Result};
+use crate::os;
+use ckptmerge_format::{Data, Extent, FormatError, Index, Reader};
 use flate2::read::DeflateDecoder;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
@@ -18,7 +20,21 @@ pub(super) struct Spill {
 }
 
 impl Spill {
-    pub(super) fn new(path: &Path) -> Result<Self> {
+    /// A file with room for what `index`, which is of the file `path`, has for it.
+    pub(super) fn new(path: &Path, index: &Index) -> Result<Self> {
+        let spilled = index.tensors.iter().filter(|info| matches!(info.data, Data::Deflated { .. } | Data::Inline(_)));
+        let sizes = spilled.map(|info| info.elements().and_then(|elements| info.dtype.size_of(elements)));
+        let needed = sizes.fold(0u64, |sum, size| sum.saturating_add(size.unwrap_or(u64::MAX)));
+        let folder = std::env::temp_dir();
+        match os::free_space(&folder) {
+            Some(free) if free < needed => {
+                let (needed, free, folder) = (Bytes(needed), Bytes(free), folder.display());
+                let message =
+                    format!("takes {needed} unpacked, but only {free} are free in {folder}, where it would be");
+                return Err(Error::model(path, format!("{message}; set TMPDIR to a folder with more room")));
+            }
+            _ => {}
+        }
         let file = tempfile::tempfile().map_err(Error::io("make a temporary file for", path))?;
         Ok(Self { writer: BufWriter::with_capacity(1 << 20, file), length: 0 })
     }

@@ -167,10 +167,17 @@ fn planned<'a>(renamed: &Renamed, tensor: &Tensor, dtype: DType, operation: Oper
     Planned { name, dtype, shape: tensor.shape.clone(), part: tensor.part, operation }
 }
 
+/// The most scales of a tensor. A tensor of 10^10 elements has some 10^6 of them, or 10^5 if it has one for each row.
+const MAX_SCALES: u64 = 1 << 24;
+
 fn read_scales(scales: TensorView<'_>) -> Result<Vec<f32>, String> {
     let Tensor { dtype, elements, bytes, .. } = scales.tensor;
     if !dtype.is_real() || !dtype::can_decode(*dtype) {
         return Err(format!("has scales of type {dtype}, which cannot be read"));
+    }
+    // A view can repeat one element of its file any number of times.
+    if *elements > MAX_SCALES {
+        return Err(format!("has {elements} scales; {MAX_SCALES} are read"));
     }
     let mut buffer = Vec::new();
     let bytes = scales.read(0..*bytes, &mut buffer).map_err(|error| error.to_string())?;

@@ -12,12 +12,14 @@ mod error;
 mod index;
 mod reader;
 mod write;
+mod zip;
 
 pub use dtype::{DType, Kind};
 pub use error::{Fault, FormatError, printable};
 pub use index::{Data, Extent, Index, Metadata, Piece, Pieces, Source, Subtree, TensorInfo};
 pub use reader::Reader;
 pub use write::{Segment, TensorSpec, WritePlan};
+pub use zip::{ZipReader, check_zip_header, zip_directory};
 
 /// A checkpoint format: how to find the tensors in a file's bytes, and how to lay out new ones.
 pub trait Format: Sync {

@@ -10,6 +10,8 @@ const MIN_TENSOR: u64 = 8 + 4 + 4 + 8;
 const MIN_PAIR: u64 = 8 + 4 + 1;
 /// Bytes that are fetched from the file at once.
 const WINDOW: usize = 1 << 16;
+/// How much of a name that is no text is shown, in bytes.
+const SHOWN: usize = 64;
 
 /// Reads numbers and strings from front to back.
 pub(crate) struct Cursor<'a> {
@@ -96,8 +98,12 @@ impl<'a> Cursor<'a> {
     }
 
     fn name(&mut self, what: &str) -> Result<String, FormatError> {
-        String::from_utf8(self.string()?)
-            .map_err(|error| FormatError::corrupt(format!("a {what} is not UTF-8: {:?}", error.into_bytes())))
+        String::from_utf8(self.string()?).map_err(|error| {
+            // A name can be as long as the header.
+            let bytes = error.as_bytes();
+            let shown = bytes.get(..SHOWN).unwrap_or(bytes).escape_ascii();
+            FormatError::corrupt(format!("a {what} of {} bytes is not UTF-8: `{shown}`", bytes.len()))
+        })
     }
 }
 

@@ -356,7 +356,11 @@ fn hostile_files_are_errors() {
         (header(0, 1, &[&key("k", 9, &array(13, 0))]), Fault::Corrupt, "there is no type 13 of values"),
         (header(0, 1, &[&key("k", 77, &[0])]), Fault::Corrupt, "there is no type 77 of values"),
         (header(0, 1, &[&nested(100)]), Fault::Limit, "nested 8 deep"),
-        (header(0, 1, &[&with_byte(key("k", 0, &[0]), 8, 0xff)]), Fault::Corrupt, "a key is not UTF-8"),
+        (
+            header(0, 1, &[&with_byte(key("k", 0, &[0]), 8, 0xff)]),
+            Fault::Corrupt,
+            "a key of 1 bytes is not UTF-8: `\\xff`",
+        ),
         (header(0, 2, &[&key("k", 0, &[0]).repeat(2)]), Fault::Corrupt, "the key `k` stands twice"),
         (bad_alignment(4, 0), Fault::Corrupt, "is not a u32 that is a power of two"),
         (bad_alignment(4, 48), Fault::Corrupt, "`gguf:u32:48` is not"),
@@ -412,4 +416,13 @@ fn big_endian_blocks_are_refused() {
     let error = Gguf.index(&Bytes(file)).expect_err("its blocks are big-endian");
     assert_eq!(error.fault, Fault::Unsupported);
     assert!(error.to_string().starts_with("tensor `t`: its type is Q8_0"), "{error}");
+}
+
+#[test]
+fn padding_may_not_be_endless() {
+    let tensors: Vec<_> = (0..200).map(|i| spec(&format!("t{i}"), DType::I8, &[1])).collect();
+    let metadata = Metadata::from([("general.alignment".to_owned(), "gguf:u32:1048576".to_owned())]);
+    let error = Gguf.plan_write(&tensors, &metadata).expect_err("200 MB of nothing");
+    assert!(error.to_string().contains("an alignment of 1048576 bytes takes 209715000 bytes of padding"), "{error}");
+    assert!(Gguf.plan_write(&tensors[..50], &metadata).is_ok());
 }

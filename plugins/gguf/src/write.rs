@@ -1,6 +1,6 @@
 //! The header of a new file, and where its tensors go.
 
-use crate::{MAGIC, MAX_DIMENSIONS, MAX_HEADER, MAX_NAME, SPLIT, VERSION, read, types, value};
+use crate::{ALIGNMENT_KEY, MAGIC, MAX_DIMENSIONS, MAX_HEADER, MAX_NAME, SPLIT, VERSION, read, types, value};
 use ckptmerge_format::{Fault, FormatError, Metadata, Segment, TensorSpec, WritePlan};
 use std::collections::HashSet;
 
@@ -48,6 +48,12 @@ pub(crate) fn plan(tensors: &[TensorSpec], metadata: &Metadata) -> Result<WriteP
     if start > MAX_HEADER {
         let message = format!("the header would be {start} bytes; {MAX_HEADER} are read again");
         return Err(FormatError::new(Fault::Limit, message).hint("leave out metadata"));
+    }
+    let padding = gaps.iter().fold(0u64, |sum, gap| sum.saturating_add(gap.1));
+    if padding > MAX_HEADER {
+        let message =
+            format!("an alignment of {alignment} bytes takes {padding} bytes of padding; {MAX_HEADER} are written");
+        return Err(FormatError::new(Fault::Limit, message).hint(format!("give `{ALIGNMENT_KEY}` a smaller value")));
     }
     let length =
         start.checked_add(end).ok_or_else(|| FormatError::new(Fault::Limit, "the file's length overflows 64 bits"))?;

@@ -6,8 +6,9 @@ use std::io::{self, Read};
 
 /// What every array begins with.
 pub(crate) const MAGIC: &[u8] = b"\x93NUMPY";
-/// The longest header that is read, in bytes. NumPy's own limit is 10,000 characters.
-const MAX_HEADER: u64 = 1 << 20;
+/// The longest header that is read, in bytes. NumPy's own limit is 10,000 characters. It is also what a hundred bytes of
+/// deflated bytes can make a reader look at for each member.
+const MAX_HEADER: u64 = 1 << 14;
 /// What the header is padded to, in bytes, so that the elements are aligned.
 pub(crate) const ALIGNMENT: u64 = 64;
 

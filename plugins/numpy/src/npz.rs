@@ -8,11 +8,13 @@ use crate::header::{self, Header, read_error};
 use crate::layout::{Layout, Member};
 use ckptmerge_format::{
     DType, Data, Extent, Fault, Format, FormatError, Index, Metadata, Reader, Segment, Source, TensorInfo, TensorSpec,
-    WritePlan,
+    WritePlan, ZipReader, check_zip_header, zip_directory,
 };
 use flate2::read::DeflateDecoder;
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::rc::Rc;
 use zip::CompressionMethod;
 use zip::read::{ArchiveOffset, Config, ZipArchive, ZipFile};
 use zip::result::ZipError;
@@ -23,6 +25,9 @@ const ENDING: &str = ".npy";
 const METADATA: &str = "__metadata__.json";
 /// The most metadata that is read, in bytes: as much as a safetensors header may take.
 const MAX_METADATA: u64 = 100_000_000;
+/// The most that is unpacked of it, for each byte in the archive, and besides. This project's writer compresses nothing.
+const MAX_METADATA_RATIO: u64 = 16;
+const MORE_METADATA: u64 = 1 << 20;
 /// A byte of deflated data stands for at most this many: runs of 258 bytes take two bits.
 const MAX_DEFLATE_RATIO: u64 = 1032;
 
@@ -70,7 +75,10 @@ impl Format for Npz {
     fn index_assuming(&self, source: &dyn Source, assume: Option<DType>) -> Result<Index, FormatError> {
         // Left to guess, the crate takes some archives for ones that something was put in front of.
         let config = Config { archive_offset: ArchiveOffset::Known(0) };
-        let mut archive = ZipArchive::with_config(config, BufReader::new(Reader::new(source))).map_err(zip_error)?;
+        let floor = Rc::new(Cell::new(zip_directory(source)?));
+        let reader = BufReader::new(ZipReader::new(source, Rc::clone(&floor)));
+        let mut archive = ZipArchive::with_config(config, reader).map_err(zip_error)?;
+        floor.set(0);
         if archive.has_duplicate_names() {
             return Err(FormatError::corrupt("two members of the archive have the same name"));
         }
@@ -83,6 +91,7 @@ impl Format for Npz {
         let mut has_metadata = false;
         for number in 0..archive.len() {
             let member = archive.by_index_raw(number).map_err(zip_error)?;
+            check_zip_header(source, member.header_start(), member.name_raw(), member.compressed_size())?;
             let name = member.name().map_err(zip_error)?.into_owned();
             if let Some(name) = name.strip_suffix(ENDING) {
                 index.tensors.push(tensor(name, &member, source, assume).map_err(|error| error.at(name))?);
@@ -194,8 +203,9 @@ fn metadata<R: Read>(
         error.message = format!("the member `{METADATA}`: {}", error.message);
         error
     };
-    if member.size() > MAX_METADATA {
-        let message = format!("it takes {} bytes; {MAX_METADATA} are allowed", member.size());
+    let most = MAX_METADATA.min(MORE_METADATA + MAX_METADATA_RATIO.saturating_mul(member.compressed_size()));
+    if member.size() > most {
+        let message = format!("it takes {} bytes; {most} are allowed", member.size());
         return Err(named(FormatError::new(Fault::Limit, message)));
     }
     let (_, bytes) = open(member, source).map_err(named)?;

@@ -9,9 +9,13 @@ use crate::machine::unpickle;
 use crate::table::table;
 use crate::tensor::Storages;
 use crate::value::{Id, Values};
-use ckptmerge_format::{Extent, Fault, FormatError, Index, Metadata, Reader, Source};
+use ckptmerge_format::{
+    Extent, Fault, FormatError, Index, Metadata, Source, ZipReader, check_zip_header, zip_directory,
+};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::BufReader;
+use std::rc::Rc;
 use zip::read::{ArchiveOffset, Config};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
@@ -20,9 +24,6 @@ use zip::{CompressionMethod, ZipArchive};
 pub(crate) const MAX_PICKLE: u64 = 512 << 20;
 /// The longest of our own metadata, in bytes.
 const MAX_METADATA: u64 = 100_000_000;
-/// The bytes of a zip archive's end record, and of the two of zip64 in front of it.
-const END_RECORD: u64 = 22;
-const END_RECORDS_64: u64 = 56 + 20;
 /// Bytes that are summed at once.
 const BLOCK: u64 = 1 << 16;
 /// The entry that holds metadata, which torch has no place for; torch ignores entries that it does not know.
@@ -31,6 +32,8 @@ pub(crate) const METADATA: &str = "ckptmerge_metadata.json";
 /// An entry of the archive.
 struct Entry {
     name: String,
+    /// The name's bytes.
+    raw: Box<[u8]>,
     /// Where its local header is.
     header: u64,
     extent: Extent,
@@ -108,7 +111,7 @@ pub(crate) fn open(source: &dyn Source) -> Result<Archive, FormatError> {
     for entry in &entries {
         let name = entry.name.strip_prefix(&prefix).unwrap_or_default();
         if let (Some(key), Some(extent)) = (name.strip_prefix("data/"), usable(name)) {
-            storages.extents.insert(key.to_owned(), extent?);
+            storages.extents.insert(key.into(), extent?);
         }
     }
     if let Some(extent) = usable("byteorder") {
@@ -140,9 +143,18 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
     // torch's archives begin with the file. Looking for their beginning goes wrong (zip 9.8.1) where the first entry's
     // name has 30 bytes: its central header is then as long as the zip64 records that torch writes without need.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
-    let reader = BufReader::new(Reader::new(source));
+    let several = "if it is a data file of a distributed checkpoint, name its folder instead";
+    let directory = zip_directory(source).map_err(|error| match error.fault {
+        Fault::Unsupported => error.hint(several),
+        _ => error,
+    })?;
+    let floor = Rc::new(Cell::new(directory));
+    let reader = BufReader::new(ZipReader::new(source, Rc::clone(&floor)));
     let mut archive = ZipArchive::with_config(config, reader).map_err(zip_error)?;
-    refuse_several(source, archive.central_directory_start())?;
+    floor.set(0);
+    if archive.has_duplicate_names() {
+        return Err(FormatError::corrupt("two entries of the archive have the same name"));
+    }
     let mut entries = Vec::with_capacity(archive.len());
     for number in 0..archive.len() {
         let entry = archive.by_index_raw(number).map_err(zip_error)?;
@@ -151,6 +163,9 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
         let offset = entry.data_start().ok_or_else(|| FormatError::corrupt(format!("`{name}` has no data")))?;
         if offset.checked_add(length).is_none_or(|end| end > source.len()) {
             return Err(FormatError::corrupt(format!("`{name}` ends behind the end of the file: it is cut short")));
+        }
+        if offset + length > directory {
+            return Err(FormatError::corrupt(format!("`{name}` reaches into the archive's directory")));
         }
         let unusable = if entry.encrypted() {
             Some("is encrypted".to_owned())
@@ -161,8 +176,8 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
         } else {
             None
         };
-        let (header, crc32) = (entry.header_start(), entry.crc32());
-        entries.push(Entry { name, header, extent: Extent { offset, length }, crc32, unusable });
+        let (header, crc32, raw) = (entry.header_start(), entry.crc32(), entry.name_raw().into());
+        entries.push(Entry { name, raw, header, extent: Extent { offset, length }, crc32, unusable });
     }
     entries.sort_by_key(|entry| entry.header);
     for pair in entries.windows(2) {
@@ -172,22 +187,10 @@ fn entries(source: &dyn Source) -> Result<Vec<Entry>, FormatError> {
             return Err(FormatError::corrupt(message));
         }
     }
-    Ok(entries)
-}
-
-/// Refuses archives one behind another, as distributed checkpoints have them, of which only the first would be found:
-/// behind the central directory of the last archive there is its end record, and zip64's in front of that.
-fn refuse_several(source: &dyn Source, directory: u64) -> Result<(), FormatError> {
-    let mut record = [0; END_RECORD as usize];
-    let Some(start) = source.len().checked_sub(END_RECORD) else { return Ok(()) };
-    source.read_at(start, &mut record)?;
-    let length = u32::from_le_bytes([record[12], record[13], record[14], record[15]]);
-    let end = directory.saturating_add(length.into());
-    if record.starts_with(b"PK\x05\x06") && start > end.saturating_add(END_RECORDS_64) {
-        return Err(FormatError::unsupported("the file holds several archives one behind another")
-            .hint("if it is a data file of a distributed checkpoint, name its folder instead"));
+    for Entry { raw, header, extent, .. } in &entries {
+        check_zip_header(source, *header, raw, extent.length)?;
     }
-    Ok(())
+    Ok(entries)
 }
 
 /// All bytes of an entry of at most `limit` bytes.

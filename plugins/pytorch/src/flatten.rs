@@ -4,22 +4,36 @@
 //! pickled module is what its `state_dict()` would be: parameters, buffers that persist, and submodules.
 //!
 //! The work is bounded without trusting the pickle: containers on the current path are not entered again, those that
-//! lead to no tensor not at all, and what is left is counted.
+//! lead to no tensor not at all, and what is left is counted. A container that is recalled from the memo is visited
+//! again for two bytes of pickle, so both the steps and the memory of the table that they lead to are limited by the
+//! pickle's length.
 
 use crate::tensor::{Storages, View, is_tensor, view};
 use crate::value::{Call, Global, Id, Value, Values};
 use ckptmerge_format::{Fault, FormatError};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// How deep containers may lie in each other.
 const MAX_DEPTH: usize = 256;
 /// The most tensors.
 const MAX_TENSORS: usize = 1 << 19;
-/// The most children looked at, over all visits of all containers.
-const MAX_STEPS: usize = 1 << 24;
-/// The longest name of a tensor, and all of them together, in bytes.
+/// The most children looked at, over all visits of all containers: so many for each byte of the pickle, and besides. A
+/// pickle of torch's has one for some twenty bytes.
+const STEPS_PER_BYTE: u64 = 4;
+const MORE_STEPS: u64 = 1 << 18;
+/// Bytes of a key that are looked at in a step.
+const STEP_TEXT: usize = 32;
+/// The most memory that the table may take, in bytes: so much for each byte of the pickle, and besides. A tensor that
+/// torch wrote takes 120 bytes of pickle and 600 here, and may be repeated.
+const ROOM_PER_BYTE: u64 = 24;
+const MORE_ROOM: u64 = 8 << 20;
+/// What a tensor, a byte of its name and a dimension take in the table, its rows and its names in all indexes, in bytes.
+const TENSOR_ROOM: u64 = 256;
+const NAME_ROOM: u64 = 4;
+const DIMENSION_ROOM: u64 = 48;
+/// The longest name of a tensor, in bytes.
 pub(crate) const MAX_NAME: usize = 1000;
-const MAX_NAMES: usize = 1 << 26;
 
 /// One component of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +41,7 @@ pub(crate) enum Step {
     /// The key that this value is.
     Key(Id),
     /// A place in a list.
-    Index(usize),
+    Index(u32),
     /// The only part of something that adds nothing to the path.
     Same,
 }
@@ -40,7 +54,19 @@ pub(crate) struct Found {
     pub(crate) first: Option<Step>,
     /// Whether it lies in that child.
     pub(crate) nested: bool,
-    pub(crate) view: Result<View, FormatError>,
+    pub(crate) id: Id,
+    /// None if it cannot be read, for the reason that [`Found::error`] gives.
+    pub(crate) view: Option<Rc<View>>,
+}
+
+impl Found {
+    /// Why it cannot be read. Reasons are not kept: there can be as many as tensors.
+    pub(crate) fn error(&self, values: &Values, storages: &Storages) -> Option<FormatError> {
+        if self.view.is_some() {
+            return None;
+        }
+        view(values, storages, self.id).err().map(|error| error.at(&self.name))
+    }
 }
 
 /// All tensors under `root`, in the order in which Python would meet them, and what was odd.
@@ -53,16 +79,20 @@ pub(crate) fn flatten(
         values,
         storages,
         path: Vec::new(),
+        name: String::new(),
+        ends: Vec::new(),
         on_path: vec![false; values.len()],
         fertile: fertile(values, storages),
-        steps: 0,
-        names: 0,
+        steps: MORE_STEPS + STEPS_PER_BYTE * values.pickled(),
+        room: MORE_ROOM + ROOM_PER_BYTE * values.pickled(),
+        views: HashMap::new(),
         found: Vec::new(),
-        arrays: Vec::new(),
+        arrays: 0,
+        first_array: None,
     };
     walk.visit(root)?;
-    let warnings = walk.arrays.first().map(|first| {
-        let count = walk.arrays.len();
+    let warnings = walk.first_array.map(|first| {
+        let count = walk.arrays;
         format!("{count} NumPy arrays are left out, the first of them `{first}`: only tensors are read")
     });
     Ok((walk.found, warnings.into_iter().collect()))
@@ -72,13 +102,20 @@ struct Walk<'a> {
     values: &'a Values,
     storages: &'a Storages,
     path: Vec<Step>,
+    /// The first steps of the path as text, as many as there are `ends`: where the text of each ends.
+    name: String,
+    ends: Vec<usize>,
     on_path: Vec<bool>,
     /// Values from which a tensor or an array may be reached.
     fertile: Vec<bool>,
-    steps: usize,
-    names: usize,
+    /// How many children may still be looked at, and how much memory the table may still take.
+    steps: u64,
+    room: u64,
+    /// The tensors seen, as they are often recalled; none are those that cannot be read.
+    views: HashMap<Id, Option<Rc<View>>>,
     found: Vec<Found>,
-    arrays: Vec<String>,
+    arrays: usize,
+    first_array: Option<String>,
 }
 
 impl Walk<'_> {
@@ -91,13 +128,11 @@ impl Walk<'_> {
             return self.emit(id);
         }
         if is_array(self.values, id) {
-            let name = self.name()?;
-            self.names += name.len();
-            if self.names > MAX_NAMES {
-                return Err(FormatError::new(Fault::Limit, format!("more than {MAX_NAMES} bytes of names")));
+            if self.first_array.is_none() {
+                self.first_array = Some(self.name()?);
             }
-            self.arrays.push(name);
-            return self.count(1);
+            self.arrays += 1;
+            return Ok(());
         }
         if self.path.len() >= MAX_DEPTH {
             return Err(FormatError::new(
@@ -108,9 +143,12 @@ impl Walk<'_> {
         let children = self.children(id)?;
         self.on_path[id.index()] = true;
         for (step, child) in children {
-            self.path.push(step);
-            self.visit(child)?;
-            self.path.pop();
+            if self.fertile[child.index()] && !self.on_path[child.index()] {
+                self.path.push(step);
+                self.visit(child)?;
+                self.path.pop();
+                self.forget();
+            }
         }
         self.on_path[id.index()] = false;
         Ok(())
@@ -118,40 +156,57 @@ impl Walk<'_> {
 
     /// Counts children that are about to be looked at.
     fn count(&mut self, children: usize) -> Result<(), FormatError> {
-        self.steps += children;
-        if self.steps > MAX_STEPS {
-            return Err(FormatError::new(Fault::Limit, "the same objects are contained in each other too many times"));
-        }
+        self.steps = self.steps.checked_sub(children as u64).ok_or_else(|| self.repeated("objects"))?;
         Ok(())
+    }
+
+    fn repeated(&self, what: &str) -> FormatError {
+        let pickled = self.values.pickled();
+        let message =
+            format!("the same {what} are contained in each other too many times for a pickle of {pickled} bytes");
+        FormatError::new(Fault::Limit, message)
+    }
+
+    /// Forgets the text of steps that are no longer on the path.
+    fn forget(&mut self) {
+        if self.ends.len() > self.path.len() {
+            self.ends.truncate(self.path.len());
+            self.name.truncate(self.ends.last().copied().unwrap_or(0));
+        }
     }
 
     fn emit(&mut self, id: Id) -> Result<(), FormatError> {
         let name = self.name()?;
-        self.names += name.len();
-        if self.found.len() == MAX_TENSORS || self.names > MAX_NAMES {
-            let message = format!("more than {MAX_TENSORS} tensors, or {MAX_NAMES} bytes of names");
-            return Err(FormatError::new(Fault::Limit, message));
+        if self.found.len() == MAX_TENSORS {
+            return Err(FormatError::new(Fault::Limit, format!("more than {MAX_TENSORS} tensors")));
         }
-        let view = view(self.values, self.storages, id).map_err(|error| error.at(&name));
+        let (values, storages) = (self.values, self.storages);
+        let read = || view(values, storages, id).ok().map(Rc::new);
+        let view = self.views.entry(id).or_insert_with(read).clone();
+        let dimensions = view.as_ref().map_or(0, |view| view.shape.len()) as u64;
+        let room = TENSOR_ROOM + NAME_ROOM * name.len() as u64 + DIMENSION_ROOM * dimensions;
+        self.room = self.room.checked_sub(room).ok_or_else(|| self.repeated("tensors"))?;
         let mut steps = self.path.iter().filter(|step| **step != Step::Same);
-        self.found.push(Found { name, first: steps.next().copied(), nested: steps.next().is_some(), view });
+        self.found.push(Found { name, first: steps.next().copied(), nested: steps.next().is_some(), id, view });
         Ok(())
     }
 
     /// The current path as text.
-    fn name(&self) -> Result<String, FormatError> {
-        let mut name = String::new();
-        for step in self.path.iter().filter(|step| **step != Step::Same) {
-            if !name.is_empty() {
-                name.push('.');
+    fn name(&mut self) -> Result<String, FormatError> {
+        for step in self.path.iter().skip(self.ends.len()) {
+            if *step != Step::Same {
+                if !self.name.is_empty() {
+                    self.name.push('.');
+                }
+                self.name.push_str(&step_text(self.values, *step)?);
             }
-            name.push_str(&step_text(self.values, *step)?);
-            if name.len() > MAX_NAME {
+            self.ends.push(self.name.len());
+            if self.name.len() > MAX_NAME {
                 return Err(FormatError::new(Fault::Limit, format!("a tensor's name has more than {MAX_NAME} bytes")));
             }
         }
         // A tensor that is the whole file has no path.
-        Ok(if name.is_empty() { "tensor".to_owned() } else { name })
+        Ok(if self.name.is_empty() { "tensor".to_owned() } else { self.name.clone() })
     }
 
     fn children(&mut self, id: Id) -> Result<Vec<(Step, Id)>, FormatError> {
@@ -159,7 +214,7 @@ impl Walk<'_> {
         match values.get(id) {
             Value::Dict(entries) => self.keyed(entries),
             Value::List(items) | Value::Set(items) => self.indexed(items),
-            Value::Tuple(items) => self.indexed(items),
+            Value::Tuple(_) => self.indexed(values.sequence(id).unwrap_or_default()),
             Value::Call(call) => self.object(call),
             _ => Ok(Vec::new()),
         }
@@ -176,8 +231,8 @@ impl Walk<'_> {
                 _ => {}
             }
         }
-        let mut children = self.keyed(&call.entries)?;
-        children.extend(self.indexed(&call.elements)?);
+        let mut children = self.keyed(call.entries())?;
+        children.extend(self.indexed(call.elements())?);
         if let Some(state) = call.state {
             children.extend(match self.module(state)? {
                 Some(parts) => parts,
@@ -196,7 +251,7 @@ impl Walk<'_> {
             Some([key, value]) => Some((*key, *value)),
             _ => None,
         };
-        let entries: Vec<_> = given.iter().filter_map(pair).chain(call.entries.iter().copied()).collect();
+        let entries: Vec<_> = given.iter().filter_map(pair).chain(call.entries().iter().copied()).collect();
         self.keyed(&entries)
     }
 
@@ -212,9 +267,13 @@ impl Walk<'_> {
         };
         let passing = part("_non_persistent_buffers_set").map(|set| elements(values, set)).unwrap_or_default();
         self.count(passing.len())?;
-        let passing: HashSet<&str> = passing.iter().filter_map(|name| values.text(*name)).collect();
+        let mut names = HashSet::with_capacity(passing.len());
+        for name in passing.iter().filter_map(|name| short(values, *name)) {
+            self.count(name.len() / STEP_TEXT)?;
+            names.insert(name);
+        }
         let persists = |step: &Step| match step {
-            Step::Key(key) => !values.text(*key).is_some_and(|name| passing.contains(name)),
+            Step::Key(key) => !short(values, *key).is_some_and(|name| names.contains(name)),
             _ => true,
         };
         let mut children = self.members(parameters)?;
@@ -245,10 +304,13 @@ impl Walk<'_> {
         let is_part = |id: &Id| matches!(values.get(*id), Value::Dict(_) | Value::None);
         match values.get(state) {
             Value::Dict(entries) => self.keyed(entries),
-            Value::Tuple(pair) if pair.len() == 2 && pair.iter().all(is_part) => {
-                let parts = pair.iter().filter_map(|id| values.entries(*id));
-                self.keyed(&parts.flatten().copied().collect::<Vec<_>>())
-            }
+            Value::Tuple(_) => match values.sequence(state) {
+                Some(pair @ [_, _]) if pair.iter().all(is_part) => {
+                    let parts = pair.iter().filter_map(|id| values.entries(*id));
+                    self.keyed(&parts.flatten().copied().collect::<Vec<_>>())
+                }
+                _ => Ok(vec![(Step::Same, state)]),
+            },
             _ => Ok(vec![(Step::Same, state)]),
         }
     }
@@ -256,21 +318,36 @@ impl Walk<'_> {
     /// Entries of a dictionary; of two with the same text as key, the later.
     fn keyed(&mut self, entries: &[(Id, Id)]) -> Result<Vec<(Step, Id)>, FormatError> {
         self.count(entries.len())?;
+        let values = self.values;
         let mut seen = HashSet::with_capacity(entries.len());
-        let mut children: Vec<_> = entries
-            .iter()
-            .rev()
-            .filter(|(key, _)| self.values.text(*key).is_none_or(|key| seen.insert(key)))
-            .map(|(key, value)| (Step::Key(*key), *value))
-            .collect();
+        let mut children = Vec::new();
+        for (key, value) in entries.iter().rev() {
+            let is_last = match short(values, *key) {
+                Some(text) => {
+                    self.count(text.len() / STEP_TEXT)?;
+                    seen.insert(text)
+                }
+                None => true,
+            };
+            if is_last && self.fertile[value.index()] {
+                children.push((Step::Key(*key), *value));
+            }
+        }
         children.reverse();
         Ok(children)
     }
 
     fn indexed(&mut self, items: &[Id]) -> Result<Vec<(Step, Id)>, FormatError> {
         self.count(items.len())?;
-        Ok(items.iter().enumerate().map(|(place, value)| (Step::Index(place), *value)).collect())
+        let places = items.iter().zip(0..).filter(|(value, _)| self.fertile[value.index()]);
+        Ok(places.map(|(value, place)| (Step::Index(place), *value)).collect())
     }
+}
+
+/// A text that may be a part of a tensor's name. What is longer is not compared with others: that could take forever,
+/// and no tensor has it in its name.
+fn short(values: &Values, id: Id) -> Option<&str> {
+    values.text(id).filter(|text| text.len() <= MAX_NAME)
 }
 
 /// The elements of a set, which protocol 2 writes as `set([…])`.
@@ -286,21 +363,33 @@ fn elements(values: &Values, set: Id) -> &[Id] {
 
 /// Which values a tensor or an array may be reached from, following every reference backwards.
 fn fertile(values: &Values, storages: &Storages) -> Vec<bool> {
-    let mut edges: Vec<(Id, Id)> = Vec::new();
     let mut fertile = vec![false; values.len()];
     let mut reached: Vec<Id> = Vec::new();
+    // How many refer to a value, then where the list of them ends, and at last where it begins: the next one's ends it.
+    let mut starts = vec![0u32; values.len() + 1];
     for (id, _) in values.iter() {
         if is_tensor(values, storages, id) || is_array(values, id) {
             fertile[id.index()] = true;
             reached.push(id);
         } else {
-            values.references(id, |child| edges.push((child, id)));
+            values.references(id, |child| starts[child.index()] += 1);
         }
     }
-    edges.sort_unstable();
+    let mut end = 0;
+    for start in &mut starts {
+        end += *start;
+        *start = end;
+    }
+    let mut parents = vec![Id::default(); end as usize];
+    for (id, _) in values.iter().filter(|(id, _)| !fertile[id.index()]) {
+        values.references(id, |child| {
+            starts[child.index()] -= 1;
+            parents[starts[child.index()] as usize] = id;
+        });
+    }
     while let Some(id) = reached.pop() {
-        let parents = edges[edges.partition_point(|(child, _)| *child < id)..].iter();
-        for (_, parent) in parents.take_while(|(child, _)| *child == id) {
+        let range = starts[id.index()] as usize..starts[id.index() + 1] as usize;
+        for parent in &parents[range] {
             if !fertile[parent.index()] {
                 fertile[parent.index()] = true;
                 reached.push(*parent);
@@ -321,8 +410,8 @@ pub(crate) fn step_text(values: &Values, step: Step) -> Result<String, FormatErr
     match step {
         Step::Same => Ok(String::new()),
         Step::Index(place) => Ok(place.to_string()),
-        Step::Key(key) => match values.get(key) {
-            Value::Tuple(parts) if parts.len() <= MAX_DEPTH => {
+        Step::Key(key) => match (values.get(key), values.sequence(key)) {
+            (Value::Tuple(_), Some(parts)) if parts.len() <= MAX_DEPTH => {
                 let parts: Result<Vec<_>, _> = parts.iter().map(|part| scalar_text(values, *part)).collect();
                 parts.map(|parts| parts.join("."))
             }

@@ -13,7 +13,9 @@ use crate::machine::unpickle;
 use crate::tensor::Storages;
 use crate::value::{Id, Value, Values};
 use ckptmerge_format::{DType, Extent, FormatError, Index, Source};
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// The number that such a file begins with.
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
@@ -65,25 +67,31 @@ fn open_behind(source: &dyn Source, mut input: Input<'_>, values: &Values, root:
     let mut position = input.position();
     for key in keys {
         let short = || FormatError::corrupt(format!("the file ends before or in storage `{key}`: it is cut short"));
-        let dtype = claims.get(&key).copied().unwrap_or(DType::U8);
+        let dtype = claims.get(&*key).copied().unwrap_or(DType::U8);
         let offset = position.checked_add(8).filter(|offset| *offset <= source.len()).ok_or_else(short)?;
         let mut elements = [0; 8];
         source.read_at(position, &mut elements)?;
         let length = dtype.size_of(u64::from_le_bytes(elements)).ok_or_else(short)?;
         position = offset.checked_add(length).filter(|end| *end <= source.len()).ok_or_else(short)?;
-        storages.extents.insert(key, Extent { offset, length });
+        if storages.extents.insert((&*key).into(), Extent { offset, length }).is_some() {
+            return Err(FormatError::corrupt(format!("storage `{key}` stands twice in the list of storages")));
+        }
     }
     Ok(Archive::new(values, root, storages))
 }
 
 /// The element type of each storage that the object mentions. The size of an unknown one would be unknown.
-fn claims(values: &Values) -> Result<HashMap<String, DType>, FormatError> {
+fn claims(values: &Values) -> Result<HashMap<Cow<'_, str>, DType>, FormatError> {
     let mut claims = HashMap::new();
     for (_, value) in values.iter() {
         let Value::Persistent(id) = value else { continue };
         let Some((key, dtype, _)) = Storages::claim(values, *id)? else { continue };
-        if claims.insert(key.clone(), dtype).is_some_and(|before| before != dtype) {
-            return Err(FormatError::corrupt(format!("storage `{key}` has two types")));
+        match claims.entry(key) {
+            Entry::Vacant(entry) => drop(entry.insert(dtype)),
+            Entry::Occupied(entry) if *entry.get() == dtype => {}
+            Entry::Occupied(entry) => {
+                return Err(FormatError::corrupt(format!("storage `{}` has two types", entry.key())));
+            }
         }
     }
     Ok(claims)

@@ -3,6 +3,9 @@
 //! Where Python's machine imports and calls, this one notes the name and the arguments ([`Call`]). What the calls mean
 //! is decided by the readers of the notes, from a short list of names. Instructions are documented in Python's
 //! `pickletools` module, and the protocols in PEP 307, 3154 and 574.
+//!
+//! Memory is at most 50 bytes for each byte of the pickle that was run: 32 for a value, 4 for its place on the stack, the
+//! rest for the memo. Time is linear in it.
 
 use crate::input::Input;
 use crate::value::{Call, Global, Id, Value, Values};
@@ -20,8 +23,12 @@ const BYTES_PER_VALUE: u64 = 4;
 const MAX_VALUES_OF_LONG: usize = 1 << 26;
 /// The longest text that is kept, in bytes; longer ones (a module's source code) are passed over.
 const MAX_TEXT: u64 = 1 << 20;
-/// The longest name of a class or function, in bytes; each mention of it is a copy.
+/// The longest name of a class or function, in bytes.
 const MAX_GLOBAL: usize = 1024;
+/// How many bytes of names are copied from the memo, for each byte of the pickle so far, and besides. Python's pickler
+/// writes each name once.
+const MAX_NAMES_RATIO: u64 = 4;
+const MAX_NAMES: u64 = 1 << 16;
 
 /// Runs one pickle to its STOP.
 pub(crate) fn unpickle(input: &mut Input<'_>) -> Result<(Values, Id), FormatError> {
@@ -32,14 +39,17 @@ pub(crate) fn unpickle(input: &mut Input<'_>) -> Result<(Values, Id), FormatErro
         stack: Vec::new(),
         marks: Vec::new(),
         memo: HashMap::new(),
+        names: 0,
     };
     while !machine.step()? {}
     let root = machine.pop()?;
+    let pickled = machine.run_so_far();
+    machine.values.set_pickled(pickled);
     Ok((machine.values, root))
 }
 
 struct Machine<'i, 'a> {
-    /// Where in the file the pickle begins.
+    /// Where the pickle begins.
     start: u64,
     input: &'i mut Input<'a>,
     values: Values,
@@ -47,6 +57,8 @@ struct Machine<'i, 'a> {
     /// Heights of the stack at which a MARK stands.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
+    /// Bytes of names of classes and functions that were recalled.
+    names: u64,
 }
 
 impl Machine<'_, '_> {
@@ -142,17 +154,17 @@ impl Machine<'_, '_> {
                 self.append(&items)?;
             }
             // Tuples: EMPTY_TUPLE, TUPLE1, TUPLE2, TUPLE3, TUPLE.
-            b')' => self.push(Value::Tuple(Box::default()))?,
+            b')' => self.push_tuple(&[])?,
             0x85..=0x87 => {
                 let mut items = vec![self.pop()?];
                 for _ in 0x85..opcode {
                     items.insert(0, self.pop()?);
                 }
-                self.push(Value::Tuple(items.into()))?;
+                self.push_tuple(&items)?;
             }
             b't' => {
                 let items = self.pop_mark()?;
-                self.push(Value::Tuple(items.into()))?;
+                self.push_tuple(&items)?;
             }
             _ => return self.step_object(opcode).map(|()| false),
         }
@@ -177,6 +189,10 @@ impl Machine<'_, '_> {
                     return Err(self.corrupt("the name of a class or function is too long"));
                 }
                 let (module, name) = (module.to_owned(), name.to_owned());
+                self.names += (module.len() + name.len()) as u64;
+                if self.names > MAX_NAMES + MAX_NAMES_RATIO * self.run_so_far() {
+                    return Err(FormatError::new(Fault::Limit, "the pickle names the same classes too many times"));
+                }
                 self.push(Value::Global(Box::new(Global { module, name })))
             }
             // REDUCE and NEWOBJ differ in how Python makes the object, NEWOBJ_EX has keywords too.
@@ -189,7 +205,8 @@ impl Machine<'_, '_> {
                 let keywords = self.pop()?;
                 let args = self.pop()?;
                 let callable = self.pop()?;
-                let both = self.add(Value::Tuple(Box::new([args, keywords])))?;
+                let both = self.values.tuple_of(&[args, keywords]);
+                let both = self.add(both)?;
                 self.push_call(callable, both)
             }
             // INST, OBJ: the instances of Python 2's old classes.
@@ -197,7 +214,8 @@ impl Machine<'_, '_> {
                 let global = self.global()?;
                 let args = self.pop_mark()?;
                 let callable = self.add(global)?;
-                let args = self.add(Value::Tuple(args.into()))?;
+                let args = self.values.tuple_of(&args);
+                let args = self.add(args)?;
                 self.push_call(callable, args)
             }
             b'o' => {
@@ -206,7 +224,8 @@ impl Machine<'_, '_> {
                     return Err(self.corrupt("an object without a class"));
                 }
                 let callable = args.remove(0);
-                let args = self.add(Value::Tuple(args.into()))?;
+                let args = self.values.tuple_of(&args);
+                let args = self.add(args)?;
                 self.push_call(callable, args)
             }
             // BUILD.
@@ -348,8 +367,17 @@ impl Machine<'_, '_> {
     }
 
     fn push_call(&mut self, callable: Id, args: Id) -> Result<(), FormatError> {
-        let call = Call { callable, args, state: None, entries: Vec::new(), elements: Vec::new() };
-        self.push(Value::Call(Box::new(call)))
+        self.push(Value::Call(Call::new(callable, args)))
+    }
+
+    fn push_tuple(&mut self, parts: &[Id]) -> Result<(), FormatError> {
+        let tuple = self.values.tuple_of(parts);
+        self.push(tuple)
+    }
+
+    /// Bytes of the pickle that were run.
+    fn run_so_far(&self) -> u64 {
+        self.input.position() - self.start
     }
 
     fn top(&self) -> Result<Id, FormatError> {
@@ -389,7 +417,7 @@ impl Machine<'_, '_> {
         let target = self.top()?;
         match self.values.get_mut(target) {
             Value::Dict(dict) => dict.extend_from_slice(entries),
-            Value::Call(call) => call.entries.extend_from_slice(entries),
+            Value::Call(call) => call.assign(entries),
             other => {
                 let message = format!("entries of {} are assigned, which is no dict", other.kind());
                 return Err(self.corrupt(&message));
@@ -402,7 +430,7 @@ impl Machine<'_, '_> {
         let target = self.top()?;
         match self.values.get_mut(target) {
             Value::List(list) | Value::Set(list) => list.extend_from_slice(items),
-            Value::Call(call) => call.elements.extend_from_slice(items),
+            Value::Call(call) => call.append(items),
             other => {
                 let message = format!("elements are appended to {}, which is no list", other.kind());
                 return Err(self.corrupt(&message));
@@ -540,7 +568,7 @@ mod tests {
             Value::Text(text) => format!("{text:?}"),
             Value::Bytes => "bytes".to_owned(),
             Value::List(items) => format!("[{}]", all(items)),
-            Value::Tuple(items) => format!("({})", all(items)),
+            Value::Tuple(_) => format!("({})", all(values.sequence(id).unwrap_or_default())),
             Value::Set(items) => format!("set({})", all(items)),
             Value::Dict(entries) => format!("{{{}}}", pairs(entries)),
             Value::Global(global) => global.to_string(),
@@ -548,7 +576,7 @@ mod tests {
             Value::Call(call) => {
                 let state = call.state.map(|state| show(values, state)).unwrap_or_default();
                 let (callable, args) = (show(values, call.callable), show(values, call.args));
-                format!("{callable}{args}[{}]{{{}}}<{state}>", all(&call.elements), pairs(&call.entries))
+                format!("{callable}{args}[{}]{{{}}}<{state}>", all(call.elements()), pairs(call.entries()))
             }
         }
     }

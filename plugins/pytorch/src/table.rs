@@ -2,14 +2,18 @@
 
 use crate::flatten::{Found, Step, flatten, step_text};
 use crate::tensor::{Storages, View};
-use crate::value::{Id, Value, Values};
+use crate::value::{Global, Id, Value, Values};
 use ckptmerge_format::{Data, FormatError, Index, Metadata, Subtree, TensorInfo};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// The most top-level scalars that become metadata, and the longest of them, in bytes.
 pub(crate) const MAX_SCALARS: usize = 64;
 const MAX_SCALAR: usize = 1024;
+
+/// The most parts whose faults are told, one by one.
+const MAX_TOLD: usize = 8;
 
 /// What a part of a training checkpoint is, by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,13 +114,13 @@ pub(crate) fn table_of(
     if let Some(model) = model.filter(|model| parts.list.iter().any(|part| part.name == *model)) {
         parts.list.iter_mut().for_each(|part| part.is_default = part.name == model);
     }
-    let dropped = refused(&found, &parts, &mut warnings)?;
+    let dropped = refused(values, storages, &found, &parts, &mut warnings)?;
     let kept = |part: &Option<usize>| !part.is_some_and(|part| dropped.contains(&part));
     let found = found.into_iter().map(|found| (parts.of(&found), found)).filter(|(part, _)| kept(part));
-    let views: Result<Vec<_>, _> = found.map(|(part, found)| Ok((part, found.name, found.view?))).collect();
+    let views = found.filter_map(|(part, found)| Some((part, found.name, found.view?))).collect();
     let subtrees = parts.list.into_iter().enumerate().filter(|(part, _)| kept(&Some(*part)));
     Ok(Index {
-        tensors: tensors(views?, storages.big_endian),
+        tensors: tensors(views, storages.big_endian),
         metadata: scalars(values, root),
         subtrees: subtrees.map(|(_, subtree)| subtree).collect(),
         warnings,
@@ -126,18 +130,27 @@ pub(crate) fn table_of(
 
 /// An empty dictionary is an empty checkpoint; anything else without tensors is no checkpoint.
 fn explain_nothing(values: &Values, root: Id) -> Result<(), FormatError> {
-    let mut names: Vec<String> = Vec::new();
+    let mut globals: Vec<&Global> = Vec::new();
     for (_, value) in values.iter() {
         let Value::Call(call) = value else { continue };
-        let name = values.global(call.callable).map(ToString::to_string);
-        if let Some(name) = name.filter(|name| name != "collections.OrderedDict" && !names.contains(name)) {
-            names.push(name);
-            if names.len() == 3 {
+        let Some(global) = values.global(call.callable) else { continue };
+        let is_plain = global.module == "collections" && global.name == "OrderedDict";
+        if !is_plain && !globals.contains(&global) {
+            globals.push(global);
+            if globals.len() == 3 {
                 break;
             }
         }
     }
-    if names.is_empty() && values.entries(root).is_some_and(<[_]>::is_empty) {
+    let names: Vec<String> = globals.iter().map(ToString::to_string).collect();
+    let is_dict = match values.get(root) {
+        Value::Call(call) => {
+            let mut args = values.sequence(call.args).unwrap_or_default().iter();
+            values.global(call.callable).is_some() && args.all(|id| values.sequence(*id).is_some_and(<[_]>::is_empty))
+        }
+        _ => true,
+    };
+    if names.is_empty() && is_dict && values.entries(root).is_some_and(<[_]>::is_empty) {
         return Ok(());
     }
     let calls = if names.is_empty() {
@@ -192,19 +205,27 @@ pub(crate) fn subtrees(names: Vec<String>, all_nested: bool) -> Vec<Subtree> {
 
 /// The parts with a tensor that cannot be read, which are left out whole; an error if such a tensor is not in a part,
 /// or in the default one, or if there is none.
-fn refused(found: &[Found], parts: &Parts, warnings: &mut Vec<String>) -> Result<HashSet<usize>, FormatError> {
+fn refused(
+    values: &Values,
+    storages: &Storages,
+    found: &[Found],
+    parts: &Parts,
+    warnings: &mut Vec<String>,
+) -> Result<HashSet<usize>, FormatError> {
     let mut dropped = HashSet::new();
     let has_default = parts.list.iter().any(|part| part.is_default);
-    for found in found {
-        let Err(error) = &found.view else { continue };
-        match parts.of(found) {
-            Some(part) if has_default && !parts.list[part].is_default => {
-                if dropped.insert(part) {
-                    warnings.push(format!("`{}` is left out: {error}", parts.list[part].name));
-                }
-            }
-            _ => return Err(error.clone()),
+    for found in found.iter().filter(|found| found.view.is_none()) {
+        let part = parts.of(found).filter(|part| has_default && !parts.list[*part].is_default);
+        let is_told = part.is_none_or(|part| dropped.insert(part) && dropped.len() <= MAX_TOLD);
+        let error = is_told.then(|| found.error(values, storages)).flatten();
+        match (part, error) {
+            (Some(part), Some(error)) => warnings.push(format!("`{}` is left out: {error}", parts.list[part].name)),
+            (None, Some(error)) => return Err(error),
+            (_, None) => {}
         }
+    }
+    if let Some(more) = dropped.len().checked_sub(MAX_TOLD).filter(|more| *more > 0) {
+        warnings.push(format!("{more} more parts are left out, as they hold tensors that cannot be read"));
     }
     Ok(dropped)
 }
@@ -212,17 +233,16 @@ fn refused(found: &[Found], parts: &Parts, warnings: &mut Vec<String>) -> Result
 /// Rows in the order of their bytes, the later of two equal views of a storage as an alias of the earlier.
 ///
 /// Tensors of different parts of a checkpoint are not tied to each other, so that each part can be taken alone.
-fn tensors(views: Vec<(Option<usize>, String, View)>, big_endian: bool) -> Vec<TensorInfo> {
-    let mut firsts: HashMap<(Option<usize>, View), String> = HashMap::with_capacity(views.len());
+fn tensors(views: Vec<(Option<usize>, String, Rc<View>)>, big_endian: bool) -> Vec<TensorInfo> {
+    let mut firsts: HashMap<(Option<usize>, Rc<View>), usize> = HashMap::with_capacity(views.len());
     let mut rows: Vec<(u64, TensorInfo)> = Vec::with_capacity(views.len());
     for (part, name, view) in views {
-        let (start, data) = (view.start(), view.data());
         let (dtype, shape) = (view.dtype, view.shape.clone());
-        let (order, data) = match firsts.entry((part, view)) {
-            Entry::Occupied(first) => (u64::MAX, Data::Alias(first.get().clone())),
+        let (order, data) = match firsts.entry((part, Rc::clone(&view))) {
+            Entry::Occupied(first) => (u64::MAX, Data::Alias(rows[*first.get()].1.name.clone())),
             Entry::Vacant(vacant) => {
-                vacant.insert(name.clone());
-                (start, data)
+                vacant.insert(rows.len());
+                (view.start(), view.data())
             }
         };
         let mut row = TensorInfo::new(name, dtype, shape, data);

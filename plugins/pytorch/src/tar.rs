@@ -11,9 +11,11 @@ use crate::dtype::from_storage;
 use crate::input::Input;
 use crate::machine::unpickle;
 use crate::table::table;
-use crate::tensor::{Storage, Storages, View};
+use crate::tensor::{MAX_DIMENSIONS, Storage, Storages, View};
 use ckptmerge_format::{Extent, FormatError, Index, Source};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::rc::Rc;
 
 /// The unit of a tar archive, in bytes.
 const BLOCK: u64 = 512;
@@ -64,16 +66,20 @@ fn entries(source: &dyn Source) -> Result<HashMap<String, Extent>, FormatError> 
         let offset = position + BLOCK;
         let end = offset.checked_add(length).filter(|end| *end <= source.len());
         let end = end.ok_or_else(|| FormatError::corrupt(format!("the tar archive's `{name}` is cut short")))?;
-        entries.insert(name, Extent { offset, length });
+        let is_torch = ["sys_info", "storages", "tensors", "pickle"].contains(&name.as_str());
+        let message = format!("the tar archive has two entries `{name}`");
+        if entries.insert(name, Extent { offset, length }).is_some() && is_torch {
+            return Err(FormatError::corrupt(message));
+        }
         position = end.next_multiple_of(BLOCK);
     }
     Ok(entries)
 }
 
 /// The storages and their parts, by key.
-fn read_storages(input: &mut Input<'_>) -> Result<HashMap<String, Storage>, FormatError> {
+fn read_storages(input: &mut Input<'_>) -> Result<HashMap<Rc<str>, Storage>, FormatError> {
     let malformed = || FormatError::corrupt("a storage is described in a way that torch never did");
-    let mut storages: HashMap<String, Storage> = HashMap::new();
+    let mut storages: HashMap<Rc<str>, Storage> = HashMap::new();
     for _ in 0..count(input)? {
         let (values, root) = unpickle(input)?;
         let Some([key, _location, class]) = values.sequence(root) else { return Err(malformed()) };
@@ -81,21 +87,23 @@ fn read_storages(input: &mut Input<'_>) -> Result<HashMap<String, Storage>, Form
         let dtype = from_storage(&class.name)
             .ok_or_else(|| FormatError::unsupported(format!("storages of {class} are not supported")))?;
         let length = dtype.size_of(u64::from_le_bytes(input.array()?)).ok_or_else(malformed)?;
-        storages.insert(key.clone(), Storage { key, dtype, offset: input.position(), length });
+        let key: Rc<str> = key.into();
+        let storage = Storage { key: Rc::clone(&key), dtype, offset: input.position(), length };
+        insert(&mut storages, key, storage)?;
         input.skip(length)?;
     }
     let (values, root) = unpickle(input)?;
     for part in values.sequence(root).ok_or_else(malformed)? {
         let Some([key, whole, first, elements]) = values.sequence(*part) else { return Err(malformed()) };
-        let whole = values.key(*whole).and_then(|whole| storages.get(&whole)).ok_or_else(malformed)?;
+        let whole = values.key(*whole).and_then(|whole| storages.get(&*whole)).ok_or_else(malformed)?;
         let bytes = |id| values.unsigned(id).and_then(|elements| whole.dtype.size_of(elements));
         let (first, length) = bytes(*first).zip(bytes(*elements)).ok_or_else(malformed)?;
         if first.checked_add(length).is_none_or(|end| end > whole.length) {
             return Err(FormatError::corrupt(format!("a part of storage `{}` is not in it", whole.key)));
         }
-        let key = values.key(*key).ok_or_else(malformed)?;
-        let part = Storage { key: key.clone(), dtype: whole.dtype, offset: whole.offset + first, length };
-        storages.insert(key, part);
+        let key: Rc<str> = values.key(*key).ok_or_else(malformed)?.into();
+        let part = Storage { key: Rc::clone(&key), dtype: whole.dtype, offset: whole.offset + first, length };
+        insert(&mut storages, key, part)?;
     }
     Ok(storages)
 }
@@ -103,7 +111,7 @@ fn read_storages(input: &mut Input<'_>) -> Result<HashMap<String, Storage>, Form
 /// The tensors, by key.
 fn read_tensors(
     input: &mut Input<'_>,
-    storages: &HashMap<String, Storage>,
+    storages: &HashMap<Rc<str>, Storage>,
 ) -> Result<HashMap<String, View>, FormatError> {
     let malformed = || FormatError::corrupt("a tensor is described in a way that torch never did");
     let mut tensors = HashMap::new();
@@ -111,19 +119,35 @@ fn read_tensors(
         let (values, root) = unpickle(input)?;
         let Some([key, storage, _class]) = values.sequence(root) else { return Err(malformed()) };
         let key = values.key(*key).ok_or_else(malformed)?;
-        let storage = values.key(*storage).and_then(|storage| storages.get(&storage)).ok_or_else(malformed)?.clone();
+        let storage = values.key(*storage).and_then(|storage| storages.get(&*storage)).ok_or_else(malformed)?.clone();
         let dimensions = u64::from(u32::from_le_bytes(input.array()?));
+        if dimensions > MAX_DIMENSIONS as u64 {
+            let message = format!("it has {dimensions} dimensions; {MAX_DIMENSIONS} are allowed");
+            return Err(FormatError::corrupt(message).at(format!("number {key}")));
+        }
         input.skip(4)?;
-        input.expect(dimensions * 16 + 8)?;
         let mut number = || Ok::<_, FormatError>(u64::from_le_bytes(input.array()?));
         let mut numbers = || (0..dimensions).map(|_| number()).collect::<Result<Vec<_>, _>>();
         let (shape, strides) = (numbers()?, numbers()?);
         let offset = u64::from_le_bytes(input.array()?);
         let view = View { dtype: storage.dtype, storage, offset, shape, strides };
         view.check().map_err(|error| error.at(format!("number {key}")))?;
-        tensors.insert(key, view);
+        if tensors.insert(key.to_string(), view).is_some() {
+            return Err(FormatError::corrupt(format!("tensor number {key} stands twice in the archive")));
+        }
     }
     Ok(tensors)
+}
+
+/// Adds a storage under a key that no other has.
+fn insert(storages: &mut HashMap<Rc<str>, Storage>, key: Rc<str>, storage: Storage) -> Result<(), FormatError> {
+    match storages.entry(key) {
+        Entry::Vacant(entry) => drop(entry.insert(storage)),
+        Entry::Occupied(entry) => {
+            return Err(FormatError::corrupt(format!("storage `{}` stands twice in the archive", entry.key())));
+        }
+    }
+    Ok(())
 }
 
 /// A pickled number of things.

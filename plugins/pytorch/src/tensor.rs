@@ -6,7 +6,9 @@
 use crate::dtype::{from_storage, from_torch};
 use crate::value::{Global, Id, Value, Values};
 use ckptmerge_format::{DType, Data, Extent, FormatError, Pieces};
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// The most dimensions a tensor may have: torch's own limit for most of what it does.
 pub(crate) const MAX_DIMENSIONS: usize = 64;
@@ -17,7 +19,7 @@ const MAX_WRAPPERS: usize = 8;
 #[derive(Debug, Default)]
 pub(crate) struct Storages {
     /// The bytes of each key.
-    pub(crate) extents: HashMap<String, Extent>,
+    pub(crate) extents: HashMap<Rc<str>, Extent>,
     /// Tensors that the pickle refers to by key: layouts before 0.1.10 only.
     pub(crate) tensors: HashMap<String, View>,
     /// Whether elements were written most significant byte first.
@@ -27,7 +29,7 @@ pub(crate) struct Storages {
 /// A storage, as far as its claims were checked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Storage {
-    pub(crate) key: String,
+    pub(crate) key: Rc<str>,
     pub(crate) dtype: DType,
     pub(crate) offset: u64,
     pub(crate) length: u64,
@@ -86,7 +88,7 @@ fn recipe(function: &Global) -> Option<Recipe> {
 pub(crate) fn is_tensor(values: &Values, storages: &Storages, id: Id) -> bool {
     match values.get(id) {
         Value::Call(call) => values.global(call.callable).and_then(recipe).is_some(),
-        Value::Persistent(key) => values.key(*key).is_some_and(|key| storages.tensors.contains_key(&key)),
+        Value::Persistent(key) => values.key(*key).is_some_and(|key| storages.tensors.contains_key(&*key)),
         _ => false,
     }
 }
@@ -94,7 +96,7 @@ pub(crate) fn is_tensor(values: &Values, storages: &Storages, id: Id) -> bool {
 /// The tensor that a call or persistent id stands for.
 pub(crate) fn view(values: &Values, storages: &Storages, id: Id) -> Result<View, FormatError> {
     if let Value::Persistent(key) = values.get(id) {
-        let known = values.key(*key).and_then(|key| storages.tensors.get(&key)).cloned();
+        let known = values.key(*key).and_then(|key| storages.tensors.get(&*key)).cloned();
         return known.ok_or_else(|| FormatError::corrupt("the file holds no tensor under its key"));
     }
     let Some((call, Some(function), mut args)) = values.call(id) else {
@@ -187,7 +189,7 @@ pub(crate) fn numbers(values: &Values, id: Id) -> Option<Vec<u64>> {
 
 impl Storages {
     /// What a storage's persistent id says, without looking at its bytes: key, element type and length in elements.
-    pub(crate) fn claim(values: &Values, id: Id) -> Result<Option<(String, DType, u64)>, FormatError> {
+    pub(crate) fn claim(values: &Values, id: Id) -> Result<Option<(Cow<'_, str>, DType, u64)>, FormatError> {
         let Some([tag, class, key, _location, numel, ..]) = values.sequence(id) else { return Ok(None) };
         if values.text(*tag) != Some("storage") {
             return Ok(None);
@@ -203,15 +205,17 @@ impl Storages {
     /// The storage of a persistent id.
     fn resolve(&self, values: &Values, id: Id) -> Result<Storage, FormatError> {
         let (key, dtype, numel) = Self::claim(values, id)?.ok_or_else(|| missing("storage"))?;
-        let extent =
-            self.extents.get(&key).ok_or_else(|| FormatError::corrupt(format!("the file has no storage `{key}`")))?;
+        let (key, extent) = self
+            .extents
+            .get_key_value(&*key)
+            .ok_or_else(|| FormatError::corrupt(format!("the file has no storage `{key}`")))?;
         let claimed = dtype.size_of(numel).filter(|claimed| *claimed == extent.length).ok_or_else(|| {
-            let (held, key) = (extent.length, &key);
+            let held = extent.length;
             FormatError::corrupt(format!(
                 "storage `{key}` is said to hold {numel} {dtype} elements, but has {held} bytes"
             ))
         })?;
-        let mut storage = Storage { key, dtype, offset: extent.offset, length: claimed };
+        let mut storage = Storage { key: Rc::clone(key), dtype, offset: extent.offset, length: claimed };
         // Before torch 0.4 a storage could be a part of another: (key, first element, elements).
         let view = values.sequence(id).and_then(|items| items.get(5)).and_then(|view| values.sequence(*view));
         if let Some([_, first, elements]) = view {

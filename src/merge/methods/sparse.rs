@@ -307,7 +307,8 @@ impl Row {
         // Each bucket is filled from its end, so that its end becomes its start.
         for i in 0..length {
             let magnitude = self.magnitudes[i];
-            let start = &mut self.starts[self.bucket(magnitude)];
+            let bucket = self.bucket(magnitude);
+            let start = &mut self.starts[bucket];
             *start -= 1;
             self.sorted[*start as usize] = magnitude;
         }
