@@ -1,5 +1,5 @@
-//! The least a merge can cost: `floor [--sync] OUT IN…` reads every byte of the inputs once through maps and writes
-//! as many bytes as the first input has, with positional writes, on all cores. There is no arithmetic: what is written
+//! The least a merge can cost: `floor [--sync] [--half] OUT IN…` reads every byte of the inputs once through maps and
+//! writes as many bytes as the first input has, or half as many, with positional writes, on all cores. There is no arithmetic: what is written
 //! is the sum of one word per cache line, so that the compiler cannot drop the reading.
 //!
 //! `--sync` ends as a merge does, with the output on the disk: early write-back, fsync, rename, fsync of the folder.
@@ -18,8 +18,11 @@ fn main() -> std::io::Result<()> {
     let mut arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let sync = arguments.first().is_some_and(|argument| argument == "--sync");
     arguments.drain(..usize::from(sync));
+    let half = arguments.first().is_some_and(|argument| argument == "--half");
+    arguments.drain(..usize::from(half));
+    let parts = if half { 2 } else { 1 };
     let mut paths = arguments.into_iter().map(PathBuf::from);
-    let out = paths.next().expect("usage: floor [--sync] OUT IN…");
+    let out = paths.next().expect("usage: floor [--sync] [--half] OUT IN…");
     let maps = paths
         // SAFETY: nobody writes to the benchmark's inputs while it runs.
         .map(|path| unsafe { Mmap::map(&File::open(path)?) })
@@ -29,7 +32,7 @@ fn main() -> std::io::Result<()> {
     let temp = out.with_extension("floor");
     let file = File::create(&temp)?;
     // SAFETY: a call on an open descriptor that touches no memory of ours.
-    let result = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length as i64) };
+    let result = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, (length / parts) as i64) };
     assert_eq!(result, 0, "no space for the output");
 
     let next = AtomicUsize::new(0);
@@ -53,7 +56,7 @@ fn main() -> std::io::Result<()> {
                         });
                         buffer[..8].copy_from_slice(&sum.iter().fold(0u64, |a, b| a.wrapping_add(*b)).to_le_bytes());
                     }
-                    let end = (start + UNIT).min(length);
+                    let (start, end) = (start / parts, (start + UNIT).min(length) / parts);
                     file.write_all_at(&buffer[..end - start], start as u64).expect("the output can be written");
                     if sync {
                         // SAFETY: as above.
