@@ -130,11 +130,11 @@ pub trait Method: Sync {
     }
 
     /// What to measure over all tensors of the merge before any of them is solved: numbers that [`Terms::survey`] then
-    /// holds. Given the tensors one after the other, with whatever the ones before made.
+    /// holds. `terms[i]` are those of `tensors[i]`.
     ///
     /// # Errors
     /// As the passes over the data.
-    fn survey(&self, _terms: &Terms, _tensors: &[Data<'_>]) -> Result<Vec<f64>> {
+    fn survey(&self, _terms: &[Terms], _tensors: &[Data<'_>]) -> Result<Vec<f64>> {
         Ok(Vec::new())
     }
 
