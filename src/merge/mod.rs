@@ -77,6 +77,9 @@ pub enum Base {
     Optional,
     /// It takes one for the first of its models.
     Counts,
+    /// It needs one, and takes the last of the models for it if none is given beside them. That model is then the base to
+    /// the method only: the first model decides the order of tensors and what is copied.
+    Last,
 }
 
 /// The weight of a model when none is given.
