@@ -51,6 +51,15 @@ impl Block<'_> {
         &self.inputs[..self.inputs.len() - usize::from(self.has_base)]
     }
 
+    /// The elements of the first `N` inputs, for a loop over them.
+    ///
+    /// # Panics
+    /// If there are fewer inputs.
+    #[must_use]
+    pub fn first<const N: usize>(&self) -> [&[f32]; N] {
+        std::array::from_fn(|index| self.inputs[index].as_slice())
+    }
+
     /// How many elements of each input there are.
     #[must_use]
     pub fn length(&self) -> usize {
@@ -221,11 +230,20 @@ impl<'a> Data<'a> {
     /// # Errors
     /// As [`Self::fold`].
     pub fn gram(&self, around_base: bool) -> Result<Gram> {
-        let size = if around_base { self.models() } else { self.sources.len() };
+        if around_base {
+            self.gram_of(self.models(), |block| block.subtract_base())
+        } else {
+            self.gram_of(self.sources.len(), |_| {})
+        }
+    }
+
+    /// The inner products of what `vectors` leaves in the first `size` inputs of a block.
+    ///
+    /// # Errors
+    /// As [`Self::fold`].
+    pub fn gram_of(&self, size: usize, vectors: impl Fn(&mut Block<'_>) + Sync) -> Result<Gram> {
         let upper = self.sums(size * (size + 1) / 2, |block, sums| {
-            if around_base {
-                block.subtract_base();
-            }
+            vectors(block);
             for ((i, j), sum) in pairs(size).zip(sums) {
                 *sum += vector::dot(&block.inputs[i], &block.inputs[j]);
             }
