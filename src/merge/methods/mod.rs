@@ -11,6 +11,7 @@ mod max;
 mod model_stock;
 mod multiply_difference;
 mod perpendicular;
+mod rotate;
 mod sigmoid;
 mod similarity_add_difference;
 mod slerp;
@@ -52,6 +53,7 @@ pub static METHODS: &[&dyn Method] = &[
     &tensor_sum::TensorSum,
     &cosine::COSINE_A,
     &cosine::COSINE_B,
+    &rotate::Rotate,
     &geometric::Geometric,
     &geometric_median::GeometricMedian,
     &max::Max,
