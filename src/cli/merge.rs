@@ -22,6 +22,7 @@ use std::time::Instant;
 #[command(after_help = "Examples:
   ckptmerge merge a.st b.st --weights 0.6,0.4 -o merged.safetensors
   ckptmerge merge --base base/ tuned-1/ tuned-2/ --weights 0.3,0.5 --dtype bf16 -o merged/
+  ckptmerge merge a.st b.st --base c.st --method add-difference -p alpha=0.7 -o out.safetensors
   ckptmerge merge a.st b.st --weights 0.5,0.5 --weights-for 'attn=0.2,0.8' --explain --dry-run")]
 pub(super) struct Merge {
     /// The models, in the order of their weights

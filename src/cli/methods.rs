@@ -21,6 +21,7 @@ impl Run for Methods {
                 let base = match about.base {
                     Base::Required => " (needs --base)",
                     Base::Optional => " (with --base, of the changes)",
+                    Base::Last => " (b is --base, or the last model)",
                     Base::None | Base::Counts => "",
                 };
                 let About { name, what, formula, source, .. } = about;

@@ -51,6 +51,15 @@ impl Block<'_> {
         &self.inputs[..self.inputs.len() - usize::from(self.has_base)]
     }
 
+    /// The elements of the first `N` inputs, for a loop over them.
+    ///
+    /// # Panics
+    /// If there are fewer inputs.
+    #[must_use]
+    pub fn first<const N: usize>(&self) -> [&[f32]; N] {
+        std::array::from_fn(|index| self.inputs[index].as_slice())
+    }
+
     /// How many elements of each input there are.
     #[must_use]
     pub fn length(&self) -> usize {
@@ -221,16 +230,25 @@ impl<'a> Data<'a> {
     /// # Errors
     /// As [`Self::fold`].
     pub fn gram(&self, around_base: bool) -> Result<Gram> {
-        let size = if around_base { self.models() } else { self.sources.len() };
+        if around_base {
+            self.gram_of(self.models(), |block| block.subtract_base())
+        } else {
+            self.gram_of(self.sources.len(), |_| {})
+        }
+    }
+
+    /// The inner products of what `vectors` leaves in the first `size` inputs of a block.
+    ///
+    /// # Errors
+    /// As [`Self::fold`].
+    pub fn gram_of(&self, size: usize, vectors: impl Fn(&mut Block<'_>) + Sync) -> Result<Gram> {
         let count = size * (size + 1) / 2;
         let mut upper = vec![0.0; count];
         self.fold(
             TILE,
             || (vec![0.0; count], vec![Vec::new(); size]),
             |(sums, wide): &mut (Vec<f64>, Vec<Vec<f64>>), block| {
-                if around_base {
-                    block.subtract_base();
-                }
+                vectors(block);
                 // Each number is widened once, not once for each pair.
                 for (wide, values) in wide.iter_mut().zip(block.inputs.iter()) {
                     wide.resize(values.len(), 0.0);

@@ -77,6 +77,9 @@ pub enum Base {
     Optional,
     /// It takes one for the first of its models.
     Counts,
+    /// It needs one, and takes the last of the models for it if none is given beside them. That model is then the base to
+    /// the method only: the first model decides the order of tensors and what is copied.
+    Last,
 }
 
 /// The weight of a model when none is given.
@@ -130,11 +133,11 @@ pub trait Method: Sync {
     }
 
     /// What to measure over all tensors of the merge before any of them is solved: numbers that [`Terms::survey`] then
-    /// holds. Given the tensors one after the other, with whatever the ones before made.
+    /// holds. `terms[i]` are those of `tensors[i]`.
     ///
     /// # Errors
     /// As the passes over the data.
-    fn survey(&self, _terms: &Terms, _tensors: &[Data<'_>]) -> Result<Vec<f64>> {
+    fn survey(&self, _terms: &[Terms], _tensors: &[Data<'_>]) -> Result<Vec<f64>> {
         Ok(Vec::new())
     }
 

@@ -159,10 +159,14 @@ impl Recipe {
         terms
     }
 
-    /// How many inputs the method takes for models: a base may count as one.
+    /// How many inputs the method takes for models: a base may count as one, and the last may be the base.
     fn count(&self, models: &Models) -> usize {
-        let base = usize::from(self.method.about().base == Base::Counts && models.base.is_some());
-        models.tuned.len() + base
+        let given = models.tuned.len();
+        match (self.method.about().base, &models.base) {
+            (Base::Counts, Some(_)) => given + 1,
+            (Base::Last, None) => given.saturating_sub(1),
+            _ => given,
+        }
     }
 
     /// That the recipe is whole and fits the number of models.
@@ -189,6 +193,7 @@ impl Recipe {
             let base = match about.base {
                 Base::Required => " beside the base",
                 Base::Counts => ", of which a base is one",
+                Base::Last => " and a base, which is the last model where --base names none",
                 _ => "",
             };
             return fail(format!("{name} takes {wanted}{base}, but there are {count}"));

@@ -245,7 +245,11 @@ impl<'a> Planner<'a> {
         }
         let method = self.recipe.method;
         let mut views = views;
-        let has_base = models.base.is_some() && method.about().base != Base::Counts;
+        let has_base = match method.about().base {
+            Base::Last => true,
+            Base::Counts => false,
+            _ => models.base.is_some(),
+        };
         if models.base.is_some() && !has_base {
             // The base counts as the first model.
             views.rotate_right(1);

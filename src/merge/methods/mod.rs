@@ -1,10 +1,28 @@
 //! The merge methods, one file each, and the table of them.
 
+mod add_difference;
+mod cosine;
+mod euclidean_add_difference;
+mod geometric;
+mod geometric_median;
+mod lcsc;
 mod linear;
+mod max;
 mod model_stock;
+mod multiply_difference;
+mod perpendicular;
+mod rotate;
+mod sigmoid;
+mod similarity_add_difference;
 mod slerp;
+mod smooth_add;
 mod sparse;
+mod sum_twice;
 mod task_arithmetic;
+mod tensor_sum;
+mod train_difference;
+mod triple_sum;
+mod weighted_subtraction;
 
 use super::Method;
 
@@ -21,4 +39,23 @@ pub static METHODS: &[&dyn Method] = &[
     &sparse::DELLA,
     &sparse::DELLA_LINEAR,
     &model_stock::ModelStock,
+    &add_difference::AddDifference,
+    &train_difference::TrainDifference,
+    &similarity_add_difference::SimilarityAddDifference,
+    &multiply_difference::MultiplyDifference,
+    &euclidean_add_difference::EuclideanAddDifference,
+    &smooth_add::SmoothAdd,
+    &perpendicular::Perpendicular,
+    &sum_twice::SumTwice,
+    &triple_sum::TripleSum,
+    &weighted_subtraction::WeightedSubtraction,
+    &sigmoid::Sigmoid,
+    &tensor_sum::TensorSum,
+    &cosine::COSINE_A,
+    &cosine::COSINE_B,
+    &rotate::Rotate,
+    &geometric::Geometric,
+    &geometric_median::GeometricMedian,
+    &max::Max,
+    &lcsc::Lcsc,
 ];

@@ -2,7 +2,8 @@
 //!
 //! `out = t·mean(xᵢ) + (1−t)·b` with `t = N·c / (1 + (N−1)·c)`, where c is the mean cosine of all pairs of changes; t is 0
 //! where the denominator is. Jang et al. 2024, <https://arxiv.org/abs/2403.19522>. The paper does this per layer's tensor,
-//! `filter_wise` per row.
+//! `filter_wise` per row. sd-mecha 1.1.8 takes the mean over neighbours in the list of models only, per row: `neighbours` 1
+//! with `filter_wise` 1.
 
 use crate::dtype::vector;
 use crate::error::Result;
@@ -20,21 +21,25 @@ const ABOUT: About = About {
     models: (2, ANY),
     weight: Weight::Unused,
     normalizes: false,
-    parameters: &[Parameter::shared("filter_wise", 0.0, "1 takes an angle for each row instead of the tensor")],
+    parameters: &[
+        Parameter::shared("filter_wise", 0.0, "1 takes an angle for each row instead of the tensor"),
+        Parameter::shared("neighbours", 0.0, "1 takes angles between neighbours in the list instead of all pairs"),
+    ],
 };
 
 /// Products of norms below this count as this.
 const SMALLEST_PRODUCT: f64 = 1e-6;
 
 /// How far to go, from the inner products of the changes.
-fn ratio(models: usize, product: impl Fn(usize, usize) -> f64) -> f64 {
-    let pairs = (0..models).flat_map(|i| (i + 1..models).map(move |j| (i, j)));
+fn ratio(models: usize, neighbours: bool, product: impl Fn(usize, usize) -> f64) -> f64 {
+    let last = |i: usize| if neighbours { models.min(i + 2) } else { models };
+    let pairs: Vec<_> = (0..models).flat_map(|i| (i + 1..last(i)).map(move |j| (i, j))).collect();
     let cosine = |(i, j)| {
         let norms = product(i, i).sqrt() * product(j, j).sqrt();
         (product(i, j) / norms.max(SMALLEST_PRODUCT)).clamp(-1.0, 1.0)
     };
     let count = models as f64;
-    let mean = pairs.map(cosine).sum::<f64>() / (count * (count - 1.0) / 2.0);
+    let mean = pairs.iter().copied().map(cosine).sum::<f64>() / pairs.len() as f64;
     let denominator = 1.0 + (count - 1.0) * mean;
     if denominator.abs() < 1e-6 { 0.0 } else { count * mean / denominator }
 }
@@ -50,9 +55,10 @@ impl Method for ModelStock {
 
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
         let models = data.models();
+        let neighbours = terms.is_on("neighbours");
         if !terms.is_on("filter_wise") {
             let gram = data.gram(true)?;
-            let share = ratio(models, |i, j| gram.product(i, j)) / models as f64;
+            let share = ratio(models, neighbours, |i, j| gram.product(i, j)) / models as f64;
             return Ok(Solution::around_base(vec![share; models]));
         }
         let row = terms.row();
@@ -61,7 +67,7 @@ impl Method for ModelStock {
             let (changes, base) = block.split_base();
             for (start, out) in (0..).step_by(row as usize).zip(out.chunks_mut(row as usize)) {
                 let part = |i: usize| &changes[i][start..start + row as usize];
-                let share = (ratio(models, |i, j| vector::dot(part(i), part(j))) / models as f64) as f32;
+                let share = (ratio(models, neighbours, |i, j| vector::dot(part(i), part(j))) / models as f64) as f32;
                 out.copy_from_slice(&base[start..start + row as usize]);
                 for i in 0..models {
                     vector::update(out, [part(i)], |out, [change]| out + share * change);

@@ -1,0 +1,60 @@
+//! What one model changed in an ancestor, added to another model: `out = a + α·(b − c)`.
+//!
+//! The "Add difference" of AUTOMATIC1111's checkpoint merger, of sd-meh 0.9.5 and of sd-mecha 1.1.8, with their `alpha`. It is
+//! task arithmetic of weights 1 and α. `clamp_to_ab` is sd-mecha's; sd-meh has it as `weights_clip`.
+
+use crate::dtype::vector;
+use crate::error::Result;
+use crate::merge::{About, Base, Blend, Block, Data, Method, Parameter, Solution, Terms, Weight};
+
+/// See the module.
+pub(super) struct AddDifference;
+
+const ABOUT: About = About {
+    name: "add-difference",
+    what: "the first model plus what the second changed in their ancestor",
+    formula: "x₁ + α·(x₂ − b)",
+    source: "https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#checkpoint-merger",
+    base: Base::Last,
+    models: (2, 2),
+    weight: Weight::Unused,
+    normalizes: false,
+    parameters: &[
+        Parameter::shared("alpha", 1.0, "scales the difference"),
+        Parameter::shared("clamp_to_ab", 0.0, "1 keeps each element between those of the two models"),
+    ],
+};
+
+impl Method for AddDifference {
+    fn about(&self) -> &About {
+        &ABOUT
+    }
+
+    fn fixed(&self, terms: &Terms) -> Option<Blend> {
+        let coefficients = vec![1.0, terms.get("alpha")];
+        (!terms.is_on("clamp_to_ab")).then_some(Blend { from_base: true, coefficients })
+    }
+
+    fn solve(&self, terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
+        if let Some(blend) = self.fixed(terms) {
+            return Ok(Solution::Sum(blend));
+        }
+        let alpha = terms.get("alpha") as f32;
+        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+            vector::map(out, block.first(), |[a, b, c]| clamp(a + alpha * (b - c), a, b));
+        }))
+    }
+}
+
+/// The number between two others that is nearest to x; NaN where x is.
+#[inline(always)]
+fn clamp(x: f32, a: f32, b: f32) -> f32 {
+    let (low, high) = if a < b { (a, b) } else { (b, a) };
+    if x < low {
+        low
+    } else if x > high {
+        high
+    } else {
+        x
+    }
+}
