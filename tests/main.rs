@@ -8,6 +8,7 @@ mod hostile;
 mod house;
 mod layouts;
 mod merge;
+mod methods;
 mod model;
 mod numbers;
 mod robust;

@@ -1,7 +1,16 @@
 //! The merge methods, one file each, and the table of them.
 
+mod arcee_fusion;
+mod karcher;
 mod linear;
 mod model_stock;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
+mod passthrough;
+mod ram;
+mod ramplus_tl;
+mod sce;
 mod slerp;
 mod sparse;
 mod task_arithmetic;
@@ -12,6 +21,9 @@ use super::Method;
 pub static METHODS: &[&dyn Method] = &[
     &linear::Linear,
     &slerp::Slerp,
+    &nuslerp::Nuslerp,
+    &multislerp::Multislerp,
+    &karcher::Karcher,
     &task_arithmetic::TaskArithmetic,
     &sparse::TIES,
     &sparse::DARE_TIES,
@@ -21,4 +33,10 @@ pub static METHODS: &[&dyn Method] = &[
     &sparse::DELLA,
     &sparse::DELLA_LINEAR,
     &model_stock::ModelStock,
+    &sce::Sce,
+    &ram::Ram,
+    &ramplus_tl::RamPlus,
+    &arcee_fusion::ArceeFusion,
+    &nearswap::Nearswap,
+    &passthrough::Passthrough,
 ];

@@ -17,8 +17,18 @@
 //! DELLA do. `elect` 2 elects by the count of signs. `global` 1 trims the whole model at one magnitude, as the paper of
 //! TIES does.
 //!
-//! Elements that are equal to the smallest that is kept are all kept, where mergekit's choice among them is the
-//! sorting's. Random numbers are ours.
+//! Order of operations: the change in f32, what is dropped, `rescale`, the weight, the election, the sum, `normalize`,
+//! λ, the base. A density of 1 or more keeps everything, outliers too, and is not rescaled; one of 0 or less keeps nothing.
+//! `density + gamma` above 1 drops fewer outliers, so that the density holds. Zeros agree with neither sign; a D of 0,
+//! without an election one below 1e-8, counts as 1. L1 norms below 1e-7 are not rescaled.
+//!
+//! What is not finite stays where it is, also where it is dropped, if anything of its model is kept; a tensor with such
+//! elements is not rescaled.
+//!
+//! Deviations from mergekit: elements that are equal to the smallest that is kept (or the largest) are all kept, as by the
+//! authors of TIES, where mergekit's choice among them is the sorting's. Random numbers are ours. *rank* keeps rows of one
+//! element, and a tensor without dimensions, with probability `density`, the middle of a row's; mergekit fails on them.
+//! A negative density is refused by *random* only, as there; a negative `gamma` is refused.
 
 use crate::dtype::vector;
 use crate::error::Result;
@@ -200,11 +210,14 @@ impl Sieve {
         match self.mask {
             Mask::All => {}
             Mask::Nothing => change.fill(0.0),
-            Mask::Between(low, high) => vector::update(change, [], |x, []| {
-                // What cannot be compared, NaN, is kept.
-                let dropped = (x.abs() < low) | (x.abs() > high);
-                if dropped { 0.0 } else { x * scale }
-            }),
+            Mask::Between(low, high) => {
+                // As bits, in the order in which the bounds were found.
+                let (low, high) = (low.to_bits(), high.to_bits());
+                vector::update(change, [], |x, []| {
+                    let dropped = (magnitude(x) < low) | (magnitude(x) > high);
+                    x * if dropped { 0.0 } else { scale }
+                });
+            }
             Mask::Random(key, limit) => {
                 let mut random = vec![0u32; change.len()];
                 key.fill(start, &mut random);
@@ -223,8 +236,7 @@ impl Sieve {
         for (slice, random) in change.chunks_mut(self.rows.unit()).zip(random.chunks(self.rows.unit())) {
             for offset in 0..stride {
                 order.clear();
-                let magnitude = |i: usize| slice[offset + i * stride].to_bits() & 0x7fff_ffff;
-                order.extend((0..length).map(|i| (magnitude(i), i as u32)));
+                order.extend((0..length).map(|i| (magnitude(slice[offset + i * stride]), i as u32)));
                 order.sort_unstable();
                 for (rank, (_, i)) in order.iter().enumerate() {
                     let at = offset + *i as usize * stride;
@@ -233,11 +245,17 @@ impl Sieve {
                     let probability = density - epsilon + 2.0 * epsilon * place;
                     let factor = if self.by_probability { (1.0 / probability) as f32 } else { self.scale };
                     let kept = u64::from(random[at]) < threshold(probability);
-                    slice[at] = if kept { slice[at] * factor } else { 0.0 };
+                    slice[at] *= if kept { factor } else { 0.0 };
                 }
             }
         }
     }
+}
+
+/// The bits of a number without its sign, which sort as magnitudes do; NaN is the largest.
+#[inline(always)]
+fn magnitude(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
 }
 
 struct Drop<'a> {
@@ -253,7 +271,7 @@ impl vector::Loop for Drop<'_> {
     #[inline(always)]
     fn run(self) {
         for (x, random) in self.change.iter_mut().zip(self.random) {
-            *x = if *random <= self.limit { *x * self.scale } else { 0.0 };
+            *x *= if *random <= self.limit { self.scale } else { 0.0 };
         }
     }
 }
@@ -319,6 +337,15 @@ impl Method for Sparse {
     }
 
     fn check(&self, terms: &Terms) -> Result<(), String> {
+        let negative = |name: &str| terms.each(name).iter().copied().find(|value| *value < 0.0);
+        let refused = match self.sparsifier {
+            Sparsifier::Random => "density",
+            Sparsifier::Outliers => "gamma",
+            Sparsifier::Magnitude | Sparsifier::Rank => "",
+        };
+        if let Some(value) = negative(refused) {
+            return Err(format!("{} needs a {refused} of at least 0, not {value}", self.about.name));
+        }
         if self.sparsifier == Sparsifier::Rank {
             for (density, epsilon) in terms.each("density").iter().zip(terms.each("epsilon")) {
                 if *density > 0.0 && *density < 1.0 && (density + epsilon >= 1.0 || density - epsilon <= 0.0) {
@@ -375,8 +402,9 @@ impl Method for Sparse {
                 }
             })?;
             for (sieve, norms) in sieves.iter_mut().zip(norms.chunks(2)) {
-                if norms[0] >= SMALLEST_NORM && norms[1] >= SMALLEST_NORM {
-                    sieve.scale = (norms[0] / norms[1]) as f32;
+                let ratio = norms[0] / norms[1];
+                if norms[0] >= SMALLEST_NORM && norms[1] >= SMALLEST_NORM && ratio.is_finite() {
+                    sieve.scale = ratio as f32;
                 }
             }
         }
@@ -447,8 +475,8 @@ impl Elementwise for Elected {
         out.fill(0.0);
         for (change, &weight) in changes.iter().zip(&self.weights) {
             let agrees = |x: f32, votes: f32| if votes >= 0.0 { x > 0.0 } else { x < 0.0 };
-            // A NaN is in the votes, and stays.
-            let elected = |x: f32, votes: f32| if agrees(x, votes) { x } else { 0.0 * votes };
+            // What is not a number stays.
+            let elected = |x: f32, votes: f32| x * if agrees(x, votes) { 1.0 } else { 0.0 };
             vector::update(out, [change, &votes], |sum, [x, v]| sum + elected(x, v));
             if normalize {
                 vector::update(&mut divisor, [change, &votes], |d, [x, v]| d + if agrees(x, v) { weight } else { 0.0 });
