@@ -42,10 +42,6 @@ fn count(shape: &[u64]) -> usize {
     shape.iter().product::<u64>() as usize
 }
 
-fn numbers(random: &mut Random, n: usize) -> Vec<f32> {
-    (0..n).map(|_| random.uniform() as f32).collect()
-}
-
 fn is_in(list: &[(&str, &str)], setup: &Setup) -> bool {
     list.iter().any(|(name, why)| *name == setup.name() && !why.is_empty())
 }
@@ -87,9 +83,9 @@ fn equal_models_merge_to_that_model() -> Outcome {
     let mut random = Random(1);
     for setup in setups().iter().filter(|setup| !is_in(&CHANGE_EQUALS, setup)) {
         for shape in SHAPES {
-            let model = numbers(&mut random, count(shape));
-            let mut inputs = vec![model.clone(); setup.models];
-            inputs.resize(setup.inputs(), numbers(&mut random, count(shape)));
+            let mut inputs = setup.numbers(&mut random, count(shape));
+            let model = inputs[0].clone();
+            inputs[..setup.models].fill(model.clone());
             let found = setup.run(&setup.terms(shape), &inputs)?;
             assert_near(setup, &found, &model, 2e-6);
         }
@@ -102,7 +98,7 @@ fn models_that_are_the_base_merge_to_it() -> Outcome {
     let mut random = Random(2);
     for setup in setups().iter().filter(|setup| setup.has_base) {
         for shape in SHAPES {
-            let base = numbers(&mut random, count(shape));
+            let base: Vec<f32> = random.values(count(shape)).iter().map(|x| *x as f32).collect();
             for terms in variants(setup, shape) {
                 let found = setup.run(&terms, &vec![base.clone(); setup.inputs()])?;
                 assert_near(setup, &found, &base, if setup.name() == "nearswap" { 1e-6 } else { 0.0 });
@@ -116,13 +112,16 @@ fn models_that_are_the_base_merge_to_it() -> Outcome {
 fn the_order_of_models_does_not_matter() -> Outcome {
     let mut random = Random(3);
     for setup in setups().iter().filter(|setup| setup.models > 1 && !is_in(&ORDERED, setup)) {
-        for shape in SHAPES {
-            let inputs: Vec<_> = (0..setup.inputs()).map(|_| numbers(&mut random, count(shape))).collect();
+        // Two directions of a single element can be opposite, between which the first model decides.
+        for shape in SHAPES.iter().filter(|shape| count(shape) != 1) {
+            let inputs = setup.numbers(&mut random, count(shape));
             let mut terms = setup.terms(shape);
             terms.weights = [0.5, 0.3, 0.2][..setup.models].to_vec();
             let found = setup.run(&terms, &inputs)?;
             let mut turned = inputs.clone();
             turned[..setup.models].rotate_left(1);
+            let companions = &mut turned[setup.models..][..setup.companions()];
+            companions.rotate_left(companions.len().min(1));
             terms.weights.rotate_left(1);
             assert_near(setup, &found, &setup.run(&terms, &turned)?, 1e-5);
         }
@@ -148,7 +147,7 @@ fn numbers_come_out_as_numbers() -> Outcome {
     let mut random = Random(4);
     for setup in setups() {
         for shape in SHAPES {
-            let inputs: Vec<_> = (0..setup.inputs()).map(|_| numbers(&mut random, count(shape))).collect();
+            let inputs = setup.numbers(&mut random, count(shape));
             for terms in variants(&setup, shape) {
                 let found = setup.run(&terms, &inputs)?;
                 assert_eq!(found.len(), count(shape));
@@ -164,10 +163,19 @@ fn what_is_not_finite_shows() -> Outcome {
     let mut random = Random(5);
     let (shape, at) = ([4, 12], 17);
     for setup in setups() {
-        let spreads = SPREADING.contains(&setup.name()) && setup.models > 1;
-        let clean: Vec<_> = (0..setup.inputs()).map(|_| numbers(&mut random, 48)).collect();
+        // Of these, only sce weighs a model that is alone.
+        let spreads = SPREADING.contains(&setup.name()) && (setup.models > 1 || setup.name() == "sce");
+        let clean = setup.numbers(&mut random, 48);
         for terms in variants(&setup, &shape) {
+            // A model of which nothing is kept shows nothing.
+            if terms.get("density") == 0.0 || terms.get("select_topk") == 0.0 {
+                continue;
+            }
             for index in 0..setup.inputs() {
+                // One model is returned as it is, whatever the base.
+                if setup.name() == "multislerp" && setup.models == 1 && index == 1 {
+                    continue;
+                }
                 for (value, density) in [(f32::NAN, 1.0), (f32::INFINITY, 1.0), (f32::NAN, 0.5), (f32::INFINITY, 0.5)] {
                     let mut terms = terms.clone();
                     if density != 1.0 && !set(&mut terms, "density", density) {
@@ -198,11 +206,11 @@ fn the_cut_of_the_work_changes_nothing() -> Outcome {
     let mut random = Random(6);
     for setup in setups() {
         for shape in [&[5000][..], &[50, 100], &[10, 20, 5, 5]] {
-            let inputs: Vec<_> = (0..setup.inputs()).map(|_| numbers(&mut random, 5000)).collect();
+            let inputs = setup.numbers(&mut random, 5000);
             let mut terms = setup.terms(shape);
             set(&mut terms, "density", 0.5);
             let whole = setup.run(&terms, &inputs)?;
-            for pieces in [2, 3, 50, 5000] {
+            for pieces in [2, 3, 50, 700] {
                 let cut = evaluate_in(pieces, setup.method, &terms, &inputs)?;
                 let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 assert_eq!(bits(&whole), bits(&cut), "{} in {pieces} pieces", setup.name());
@@ -264,6 +272,7 @@ fn parameters_that_make_no_sense_are_refused() {
         ("karcher", "max_iter", -1.0),
         ("karcher", "max_iter", 1.5),
         ("karcher", "tol", -1.0),
+        ("fisher", "epsilon", -1.0),
         ("della", "density", 0.9),
         ("della", "density", 0.1),
     ];
@@ -301,5 +310,25 @@ fn directions_that_cancel_are_refused_or_joined_by_a_line() -> Outcome {
     terms.weights = vec![0.5, 0.5, 0.0];
     let Err(error) = three.run(&terms, &[a.clone(), b, a]) else { panic!("directions cancel out") };
     assert!(error.to_string().contains("layers.0.weight") && error.to_string().contains("cancel"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn fisher_weighs_by_what_models_are_sure_of() -> Outcome {
+    let setup = *setups().iter().find(|setup| setup.name() == "fisher" && setup.models == 2).expect("the table has it");
+    let mut terms = setup.terms(&[4]);
+    terms.weights = vec![1.0, 3.0];
+    let models = [vec![1.0, 1.0, 1.0, 1.0], vec![2.0, 2.0, 2.0, 2.0]];
+    let mut inputs = [models[0].clone(), models[1].clone(), vec![3.0, 0.0, 0.0, 1e-30], vec![1.0, 0.5, 0.0, 0.0]];
+    // The third is sure of nothing, the fourth of less than counts.
+    assert_eq!(setup.run(&terms, &inputs)?, [1.5, 2.0, 1.75, 1.75]);
+    set(&mut terms, "epsilon", 1e-35);
+    assert_eq!(setup.run(&terms, &inputs)?, [1.5, 2.0, 1.75, 1.0]);
+    inputs[3][2] = -1e-9;
+    let Err(error) = setup.run(&terms, &inputs) else { panic!("a mean of squares is not negative") };
+    let says = error.to_string();
+    assert!(says.contains("1 negative elements in companion 2") && says.contains("layers.0.weight"), "{says}");
+    terms.weights = vec![1.0, -1.0];
+    assert!(setup.method.check(&terms).is_err());
     Ok(())
 }

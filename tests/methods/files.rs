@@ -10,10 +10,19 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use tempfile::tempdir;
 
-/// Models in files, as many as a setup needs; the base last.
+/// Three models in files, what accompanies them, and the base, which is last.
 struct Files {
     folder: tempfile::TempDir,
     paths: Vec<PathBuf>,
+}
+
+/// How many files that is.
+const FILES: usize = 7;
+
+/// Numbers of one of the files, in −1..1; those of companions are not negative.
+fn numbers(random: &mut Random, file: usize, n: usize) -> Vec<f64> {
+    let values = random.values(n);
+    if (3..6).contains(&file) { values.iter().map(|x| x.abs()).collect() } else { values }
 }
 
 impl Files {
@@ -46,8 +55,9 @@ fn merge(
             recipe.parameters.insert(name.to_owned(), vec![Setting::constant(value)]);
         }
     }
-    let (models, base) = (&paths[..setup.models], setup.has_base.then(|| paths[paths.len() - 1].as_path()));
-    let models = Models::open(models, base, &io.into())?;
+    let (models, companions) = (&paths[..setup.models], &paths[3..3 + setup.companions()]);
+    let base = setup.has_base.then(|| paths[FILES - 1].as_path());
+    let models = Models::open_with_companions(models, companions, base, &io.into())?;
     let plan = Plan::new(&recipe, &models, &settings, Control::none())?;
     plan.emit(&Target::new(out), &settings, Control::none())?;
     Ok(std::fs::read(out)?)
@@ -70,20 +80,20 @@ fn largest() -> Vec<Setup> {
 }
 
 /// Tensors of several tiles and units, and of all shapes that are special to a method.
-fn model(random: &mut Random) -> Model {
+fn model(random: &mut Random, file: usize) -> Model {
     let mut model = Model::new();
     let shapes: [&[u64]; 6] = [&[140_000], &[7, 40], &[3, 4, 3, 3], &[1, 9], &[9, 1], &[]];
     for shape in shapes {
-        let values = random.values(shape.iter().product::<u64>() as usize);
+        let values = numbers(random, file, shape.iter().product::<u64>() as usize);
         model = model.with(&format!("{shape:?}"), DType::BF16, shape, &values);
     }
-    model.with("empty", DType::BF16, &[4, 0], &[]).with("wide", DType::F32, &[2, 5], &random.values(10))
+    model.with("empty", DType::BF16, &[4, 0], &[]).with("wide", DType::F32, &[2, 5], &numbers(random, file, 10))
 }
 
 #[test]
 fn threads_reading_and_memory_change_no_byte() -> Outcome {
     let mut random = Random(11);
-    let models: Vec<Model> = (0..4).map(|_| model(&mut random)).collect();
+    let models: Vec<Model> = (0..FILES).map(|file| model(&mut random, file)).collect();
     let files = Files::new(&models)?;
     for setup in largest() {
         let one = files.merge(&setup, None, IoMode::Mmap, settings(1, None))?;
@@ -101,9 +111,9 @@ fn types_are_those_of_the_numbers() -> Outcome {
     let shapes: [&[u64]; 3] = [&[6, 32], &[70], &[2, 3, 2, 2]];
     for dtype in [DType::BF16, DType::F16] {
         let mut narrow = Vec::new();
-        for _ in 0..4 {
+        for file in 0..FILES {
             let tensor = |model: Model, shape: &&[u64]| {
-                let values = random.values(shape.iter().product::<u64>() as usize);
+                let values = numbers(&mut random, file, shape.iter().product::<u64>() as usize);
                 model.with(&format!("{shape:?}"), dtype, shape, &values)
             };
             narrow.push(shapes.iter().fold(Model::new(), tensor));
@@ -147,15 +157,12 @@ fn convert(from: &Path, to: &Path, dtype: DType) -> Outcome {
 #[test]
 fn quantized_models_merge_as_their_numbers() -> Outcome {
     let mut random = Random(13);
-    let model = |random: &mut Random| {
-        Model::new().with("a", DType::F32, &[24, 96], &random.values(24 * 96)).with(
-            "b",
-            DType::F32,
-            &[40],
-            &random.values(40),
-        )
+    let model = |file| {
+        let mut values = |n| numbers(&mut random, file, n);
+        let (a, b) = (values(24 * 96), values(64));
+        Model::new().with("a", DType::F32, &[24, 96], &a).with("b", DType::F32, &[2, 32], &b)
     };
-    let files = Files::new(&[model(&mut random), model(&mut random), model(&mut random), model(&mut random)])?;
+    let files = Files::new(&(0..FILES).map(model).collect::<Vec<_>>())?;
     let folder = files.folder.path();
     let (mut quantized, mut plain) = (Vec::new(), Vec::new());
     for (index, path) in files.paths.iter().enumerate() {

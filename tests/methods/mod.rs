@@ -7,7 +7,7 @@ mod goldens;
 mod oracle;
 mod selection;
 
-use crate::model::Outcome;
+use crate::model::{Outcome, Random};
 use ckptmerge::checkpoint::TensorView;
 use ckptmerge::dtype::DType;
 use ckptmerge::merge::{Base, Generator, Input, METHODS, Method, Node, Terms};
@@ -75,9 +75,23 @@ impl Setup {
         terms
     }
 
+    /// How many of the inputs are companions of models.
+    fn companions(&self) -> usize {
+        if self.method.companions().is_some() { self.models } else { 0 }
+    }
+
     /// How many inputs there are.
     fn inputs(&self) -> usize {
-        self.models + usize::from(self.has_base)
+        self.models + self.companions() + usize::from(self.has_base)
+    }
+
+    /// Inputs of `n` numbers in −1..1; those of companions are not negative.
+    fn numbers(&self, random: &mut Random, n: usize) -> Vec<Vec<f32>> {
+        let mut inputs: Vec<Vec<f32>> =
+            (0..self.inputs()).map(|_| random.values(n).iter().map(|x| *x as f32).collect()).collect();
+        let companions = &mut inputs[self.models..self.models + self.companions()];
+        companions.iter_mut().flatten().for_each(|x| *x = x.abs());
+        inputs
     }
 
     fn run(&self, terms: &Terms, inputs: &[Vec<f32>]) -> Outcome<Vec<f32>> {

@@ -53,9 +53,11 @@ fn sorted(values: impl Iterator<Item = f64>, rank: usize) -> f64 {
 #[track_caller]
 fn assert_near(label: &str, found: &[f32], expected: &[f64], open: usize) {
     assert_eq!(found.len(), expected.len());
-    let apart = |(found, expected): &(&f32, &f64)| (f64::from(**found) - **expected).abs() > 2e-6;
+    let apart =
+        |(found, expected): &(&f32, &f64)| (f64::from(**found) - **expected).abs() > 2e-6 * expected.abs().max(1.0);
     let wrong: Vec<_> = found.iter().zip(expected).enumerate().filter(|(_, pair)| apart(pair)).collect();
     assert!(wrong.len() <= open, "{label}: {} elements are wrong, the first {:?}", wrong.len(), wrong[0]);
+    assert!(found.iter().all(|x| x.is_finite()), "{label}");
 }
 
 fn terms(
@@ -111,7 +113,7 @@ fn trimmed_changes_are_those_that_sorting_keeps() -> Outcome {
         if name != "ties" {
             parameters.push(("gamma", gamma));
         }
-        for shape in SHAPES {
+        for shape in &SHAPES[..2] {
             let terms = terms(name, shape, 3, &weights, &parameters, true);
             let found = evaluate(method(name), &terms, &inputs)?;
             // Votes that cancel to within rounding.
@@ -263,7 +265,10 @@ fn what_differs_most_is_selected() -> Outcome {
 
 #[test]
 fn fusion_takes_what_scores_high() -> Outcome {
-    let inputs = inputs(6, 1);
+    let mut inputs = inputs(6, 1);
+    // Few changes are large.
+    let (models, base) = inputs.split_at_mut(1);
+    models[0].iter_mut().zip(&base[0]).for_each(|(x, b)| *x = b + 30.0 * (*x - b).powi(3));
     let (x, b) = (wide(&inputs[0]), wide(&inputs[1]));
     for row in [1000, 50, N] {
         let softmax = |values: &[f64]| {

@@ -43,7 +43,6 @@ fn mean(gram: &Gram, steps: u64, tol: f64) -> Vec<f64> {
     let scale = norms.iter().sum::<f64>() / models as f64;
     let Some(&first) = voters.first() else { return vec![0.0 * scale; models] };
     let share = 1.0 / voters.len() as f64;
-    let length = |c: &[f64]| gram.between(c, c).max(0.0).sqrt();
     let unit = |i: usize| {
         let mut unit = vec![0.0; models];
         unit[i] = 1.0 / norms[i];
@@ -52,7 +51,7 @@ fn mean(gram: &Gram, steps: u64, tol: f64) -> Vec<f64> {
 
     let mut point = vec![0.0; models];
     voters.iter().for_each(|&i| point[i] = share / norms[i]);
-    match length(&point) {
+    match gram.length(&point) {
         short if short < tol => point = unit(first),
         length => point.iter_mut().for_each(|c| *c /= length),
     }
@@ -68,13 +67,13 @@ fn mean(gram: &Gram, steps: u64, tol: f64) -> Vec<f64> {
             tangent[i] += factor / norms[i];
             tangent.iter_mut().zip(&point).for_each(|(tangent, point)| *tangent -= factor * cosine * point);
         }
-        let step = length(&tangent);
+        let step = gram.length(&tangent);
         if step < tol || step == 0.0 {
             break;
         }
         let (sin, cos) = step.sin_cos();
         point.iter_mut().zip(&tangent).for_each(|(point, tangent)| *point = cos * *point + sin / step * tangent);
-        let length = length(&point);
+        let length = gram.length(&point);
         if length > tol {
             point.iter_mut().for_each(|c| *c /= length);
         }

@@ -1,6 +1,7 @@
 //! The merge methods, one file each, and the table of them.
 
 mod arcee_fusion;
+mod fisher;
 mod karcher;
 mod linear;
 mod model_stock;
@@ -20,6 +21,7 @@ use super::Method;
 /// Every merge method.
 pub static METHODS: &[&dyn Method] = &[
     &linear::Linear,
+    &fisher::Fisher,
     &slerp::Slerp,
     &nuslerp::Nuslerp,
     &multislerp::Multislerp,

@@ -57,7 +57,7 @@ impl Method for Multislerp {
         let gram = data.gram(terms.has_base)?;
         let (weights, eps) = (terms.normalized(), terms.get("eps"));
         let mean: Vec<f64> = (0..models).map(|i| weights[i] / (gram.norm(i) + eps).max(f64::MIN_POSITIVE)).collect();
-        let length = gram.between(&mean, &mean).max(0.0).sqrt();
+        let length = gram.length(&mean);
         // Tensors of zeros are their own mean.
         let cancels = length < SMALLEST_MEAN.max(eps) && (0..models).any(|i| gram.product(i, i) > 0.0);
         if cancels && models > 2 {
