@@ -1,6 +1,7 @@
 //! Merge methods: against mergekit's numbers, against their definitions, and the contract that each of the table keeps.
 
 mod chance;
+mod companions;
 mod contract;
 mod files;
 mod goldens;

@@ -45,7 +45,7 @@ fn numbers(kind: usize, random: &mut Random, n: usize) -> Vec<f32> {
             3 => 0.0,
             4 => f32::from_bits(bits as u32),
             5 => f32::from_bits(bits as u32 % 5000),
-            6 if bits % 3 == 0 => f32::NAN,
+            6 if bits.is_multiple_of(3) => f32::NAN,
             6 if bits % 3 == 1 => f32::NEG_INFINITY,
             7 => (random.uniform() * random.uniform() * random.uniform()).powi(9) as f32,
             8 if bits % 100 < 99 => 0.0,

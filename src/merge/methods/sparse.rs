@@ -337,6 +337,13 @@ impl Method for Sparse {
     }
 
     fn check(&self, terms: &Terms) -> Result<(), String> {
+        for (name, most) in [("rescale", 2.0), ("elect", 2.0), ("global", 1.0)] {
+            if let Some(value) =
+                terms.each(name).iter().find(|value| value.fract() != 0.0 || **value < 0.0 || **value > most)
+            {
+                return Err(format!("{} needs a {name} of whole 0 to {most}, not {value}", self.about.name));
+            }
+        }
         let negative = |name: &str| terms.each(name).iter().copied().find(|value| *value < 0.0);
         let refused = match self.sparsifier {
             Sparsifier::Random => "density",
