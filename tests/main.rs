@@ -8,6 +8,7 @@ mod hostile;
 mod house;
 mod layouts;
 mod merge;
+mod methods;
 mod methods_diffusion;
 mod model;
 mod names;

@@ -40,6 +40,11 @@ pub(super) struct Merge {
     /// The model that the others were tuned from
     #[arg(short, long, value_name = "MODEL")]
     base: Option<PathBuf>,
+    /// What accompanies a model, for methods that need it: once for each model, in their order
+    ///
+    /// For fisher, the diagonals of the models' Fisher information, under the names of the tensors.
+    #[arg(long = "companion", value_name = "MODEL")]
+    companions: Vec<PathBuf>,
     /// How to merge; `ckptmerge methods` lists them [default: linear, or task-arithmetic with --base]
     #[arg(short, long, value_name = "NAME")]
     method: Option<String>,
@@ -149,7 +154,8 @@ impl Run for Merge {
             let message = format!("{} is no model; separate weights by commas only, as in 0.6,0.4", number.display());
             return Err(Error::Recipe(message).into());
         }
-        let models = Models::open(&self.models, self.base.as_deref(), &common.open())?;
+        let base = self.base.as_deref();
+        let models = Models::open_with_companions(&self.models, &self.companions, base, &common.open())?;
         models.all().for_each(|model| report.about(model));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
         if !plan.left_out.is_empty() {

@@ -24,8 +24,9 @@ impl Run for Methods {
                     Base::Last => " (b is --base, or the last model)",
                     Base::None | Base::Counts => "",
                 };
+                let with = method.companions().map(|what| format!(" (needs --companion: {what})")).unwrap_or_default();
                 let About { name, what, formula, source, .. } = about;
-                let mut text = format!("{name}\n    {what}{base}\n    {formula}\n    {source}\n");
+                let mut text = format!("{name}\n    {what}{base}{with}\n    {formula}\n    {source}\n");
                 for parameter in about.parameters {
                     let each = if parameter.scope == Scope::PerModel { ", one or one for each model" } else { "" };
                     text += &format!("    -p {}={}: {}{each}\n", parameter.name, parameter.default, parameter.about);
@@ -51,6 +52,7 @@ impl Run for Methods {
                     "formula": about.formula,
                     "source": about.source,
                     "needs_base": about.base == Base::Required,
+                    "companions": method.companions(),
                     "normalizes": about.normalizes,
                     "parameters": parameters,
                 })

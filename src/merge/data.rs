@@ -109,6 +109,13 @@ impl Gram {
         let row = |i: usize| (0..self.size).map(|j| self.product(i, j) * d[j]).sum::<f64>();
         (0..self.size).map(|i| c[i] * row(i)).sum()
     }
+
+    /// The norm of a combination of the vectors; 0 where rounding leaves its square below 0, and NaN stays NaN.
+    #[must_use]
+    pub fn length(&self, c: &[f64]) -> f64 {
+        let square = self.between(c, c);
+        if square < 0.0 { 0.0 } else { square.sqrt() }
+    }
 }
 
 fn pairs(size: usize) -> impl Iterator<Item = (usize, usize)> {

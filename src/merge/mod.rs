@@ -117,6 +117,12 @@ pub trait Method: Sync {
         Ok(())
     }
 
+    /// What each model must be accompanied by, if anything: tensors of the same names and shapes, which are inputs behind
+    /// those of the models, in the same order.
+    fn companions(&self) -> Option<&'static str> {
+        None
+    }
+
     /// How many elements must come together, such as a row; a divisor of the tensor's number of elements.
     fn unit(&self, _terms: &Terms) -> u64 {
         1

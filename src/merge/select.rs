@@ -207,7 +207,8 @@ impl Data<'_> {
 }
 
 /// The magnitudes at given ranks among the elements of some tensors, 0 being the least: `ranks[q]` are those of the
-/// quantity that `values` leaves in input `q` of a block. Ranks are below the number of elements.
+/// quantity that `values` leaves in input `q` of a block. Ranks beyond the last element are the last's; those among no
+/// elements at all are NaN's.
 ///
 /// # Errors
 /// As [`Data::fold`].
@@ -216,18 +217,22 @@ pub fn select(
     ranks: &[Vec<u64>],
     values: impl Fn(&mut Block<'_>) + Sync,
 ) -> Result<Vec<Vec<f32>>> {
+    let elements: u64 = tensors.iter().map(Data::elements).sum();
+    let Some(last) = elements.checked_sub(1) else {
+        return Ok(ranks.iter().map(|ranks| vec![f32::NAN; ranks.len()]).collect());
+    };
     let mut searches: Vec<Search> = Vec::new();
     for (quantity, ranks) in ranks.iter().enumerate() {
         searches.extend(ranks.iter().map(|&rank| Search {
             quantity,
-            rank,
+            rank: rank.min(last),
             low: 0,
             high: MAGNITUDE,
             common: Vec::new(),
             found: None,
         }));
     }
-    if tensors.iter().map(Data::elements).sum::<u64>() > 4 * SAMPLE && !searches.is_empty() {
+    if elements > 4 * SAMPLE && !searches.is_empty() {
         guess(tensors, &mut searches, ranks.len(), &values)?;
     }
     loop {

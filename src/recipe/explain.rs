@@ -64,6 +64,8 @@ impl Plan<'_> {
             };
             if terms.has_base && index + 1 == node.inputs.len() {
                 format!("b = {name}")
+            } else if index >= terms.models() {
+                format!("companion{} = {name}", subscript(index - terms.models() + 1))
             } else {
                 format!("x{} = {name}", subscript(index + 1))
             }

@@ -198,6 +198,16 @@ impl Recipe {
             };
             return fail(format!("{name} takes {wanted}{base}, but there are {count}"));
         }
+        match (self.method.companions(), models.companions.len()) {
+            (None, 0) => {}
+            (None, _) => return fail(format!("{name} takes no companions: drop --companion")),
+            (Some(what), given) if given != count => {
+                return fail(format!(
+                    "{name} needs {what} for each of {count} models with --companion, but there are {given}"
+                ));
+            }
+            (Some(_), _) => {}
+        }
         let lists = self
             .weights
             .iter()
@@ -276,8 +286,12 @@ pub struct Models {
     pub tuned: Vec<Checkpoint>,
     /// The model they were tuned from, for methods that need it.
     pub base: Option<Checkpoint>,
+    /// What accompanies the models, in their order, for methods that need it.
+    pub companions: Vec<Checkpoint>,
     /// How messages and the output's metadata call them: enough of each path to tell them apart; the base last.
     labels: Vec<String>,
+    /// The same for the companions.
+    companion_labels: Vec<String>,
 }
 
 impl Models {
@@ -286,13 +300,32 @@ impl Models {
     /// # Errors
     /// As [`Checkpoint::open`], or [`Error::Recipe`] if there are none.
     pub fn open(paths: &[PathBuf], base: Option<&Path>, options: &OpenOptions) -> Result<Self> {
+        Self::open_with_companions(paths, &[], base, options)
+    }
+
+    /// Opens them and what accompanies them.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_companions(
+        paths: &[PathBuf],
+        companions: &[PathBuf],
+        base: Option<&Path>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
         if paths.is_empty() {
             return Err(Error::Recipe("there is no model to merge".to_owned()));
         }
-        let tuned = paths.iter().map(|path| Checkpoint::open_with(path, options)).collect::<Result<_>>()?;
+        let open = |paths: &[PathBuf]| -> Result<Vec<_>> {
+            paths.iter().map(|path| Checkpoint::open_with(path, options)).collect()
+        };
+        let (tuned, accompanying) = (open(paths)?, open(companions)?);
         let base_checkpoint = base.map(|path| Checkpoint::open_with(path, options)).transpose()?;
-        let all: Vec<&Path> = paths.iter().map(PathBuf::as_path).chain(base).collect();
-        Ok(Self { tuned, base: base_checkpoint, labels: labels(&all) })
+        let models = paths.iter().map(PathBuf::as_path).chain(base);
+        let all: Vec<&Path> = models.chain(companions.iter().map(PathBuf::as_path)).collect();
+        let mut labels = labels(&all);
+        let companion_labels = labels.split_off(all.len() - companions.len());
+        Ok(Self { tuned, base: base_checkpoint, companions: accompanying, labels, companion_labels })
     }
 
     /// All of them, the base last.
@@ -311,6 +344,11 @@ impl Models {
     pub fn frame(&self) -> &Checkpoint {
         let mut candidates = self.base.iter().chain(&self.tuned);
         candidates.find(|model| model.layout().is_folder).unwrap_or(self.reference())
+    }
+
+    /// The companions, and what messages call them.
+    pub fn accompanied(&self) -> impl Iterator<Item = (&Checkpoint, &str)> {
+        self.companions.iter().zip(self.companion_labels.iter().map(String::as_str))
     }
 
     /// What messages call each of [`Self::all`].

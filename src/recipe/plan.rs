@@ -98,7 +98,12 @@ impl<'a> Plan<'a> {
             left_out: planner.left_out,
             kept_as: Vec::new(),
             metadata: recipe.metadata(models)?,
-            sources: models.all().zip(models.labels().iter().cloned()).collect(),
+            sources: models
+                .all()
+                .zip(models.labels().iter().map(String::as_str))
+                .chain(models.accompanied())
+                .map(|(model, label)| (model, label.to_owned()))
+                .collect(),
             reference: models.reference(),
             frame: models.frame(),
         })
@@ -233,6 +238,22 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// What the companions have for a tensor, which must fit it.
+    fn accompanying(&self, tensor: &Tensor) -> Result<Vec<TensorView<'a>>, String> {
+        let view = |(companion, label): (&'a Checkpoint, &str)| match companion.get(&tensor.name) {
+            None => Err(format!("is missing in {label}: --exclude it if it is not to be merged")),
+            Some(view) if view.tensor.shape != tensor.shape => {
+                Err(format!("has different shapes: {:?}, but {:?} in {label}", tensor.shape, view.tensor.shape))
+            }
+            Some(view) if !view.tensor.dtype.is_real() => Err(format!("is {} in {label}", view.tensor.dtype)),
+            Some(view) => match scale_of(view.tensor, companion) {
+                Some(scale) => Err(format!("is {} with a scale in `{scale}` in {label}", view.tensor.dtype)),
+                None => Ok(view),
+            },
+        };
+        self.models.accompanied().map(view).collect()
+    }
+
     fn blend(&mut self, tensor: &'a Tensor, views: Vec<TensorView<'a>>) -> Option<Planned<'a>> {
         let models = self.models;
         let scaled = views.iter().zip(models.all()).find_map(|(view, model)| scale_of(view.tensor, model));
@@ -264,6 +285,10 @@ impl<'a> Planner<'a> {
         let promoted = inputs.iter().try_fold(inputs[0], |all, &dtype| all.promote(dtype));
         let output = self.recipe.dtype.or(promoted)?;
         let Some(blend) = method.fixed(&terms) else {
+            match self.accompanying(tensor) {
+                Ok(more) => drop(views.splice(count..count, more)),
+                Err(problem) => return self.mismatch(tensor, problem),
+            }
             let inputs = views.into_iter().map(Input::Tensor).collect();
             return Some(self.planned(tensor, output, Operation::Merge(Box::new(Node { method, terms, inputs }))));
         };

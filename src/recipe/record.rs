@@ -14,7 +14,8 @@ impl Recipe {
             !key.starts_with("ckptmerge.") && models.all().all(|model| model.metadata().get(key) == Some(value))
         });
         let mut inputs = Vec::new();
-        for (model, label) in models.all().zip(models.labels()) {
+        let all = models.all().zip(models.labels().iter().map(String::as_str));
+        for (model, label) in all.chain(models.accompanied()) {
             inputs.push(json!({"name": label, "fingerprint": model.fingerprint()?}));
         }
         metadata

@@ -1,17 +1,27 @@
 //! The merge methods, one file each, and the table of them.
 
 mod add_difference;
+mod arcee_fusion;
 mod cosine;
 mod euclidean_add_difference;
+mod fisher;
 mod geometric;
 mod geometric_median;
+mod karcher;
 mod lcsc;
 mod linear;
 mod max;
 mod model_stock;
 mod multiply_difference;
+mod multislerp;
+mod nearswap;
+mod nuslerp;
+mod passthrough;
 mod perpendicular;
+mod ram;
+mod ramplus_tl;
 mod rotate;
+mod sce;
 mod sigmoid;
 mod similarity_add_difference;
 mod slerp;
@@ -29,7 +39,11 @@ use super::Method;
 /// Every merge method.
 pub static METHODS: &[&dyn Method] = &[
     &linear::Linear,
+    &fisher::Fisher,
     &slerp::Slerp,
+    &nuslerp::Nuslerp,
+    &multislerp::Multislerp,
+    &karcher::Karcher,
     &task_arithmetic::TaskArithmetic,
     &sparse::TIES,
     &sparse::DARE_TIES,
@@ -58,4 +72,10 @@ pub static METHODS: &[&dyn Method] = &[
     &geometric_median::GeometricMedian,
     &max::Max,
     &lcsc::Lcsc,
+    &sce::Sce,
+    &ram::Ram,
+    &ramplus_tl::RamPlus,
+    &arcee_fusion::ArceeFusion,
+    &nearswap::Nearswap,
+    &passthrough::Passthrough,
 ];

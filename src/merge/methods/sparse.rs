@@ -17,8 +17,18 @@
 //! DELLA do. `elect` 2 elects by the count of signs. `global` 1 trims the whole model at one magnitude, as the paper of
 //! TIES does.
 //!
-//! Elements that are equal to the smallest that is kept are all kept, where mergekit's choice among them is the
-//! sorting's. Random numbers are ours.
+//! Order of operations: the change in f32, what is dropped, `rescale`, the weight, the election, the sum, `normalize`,
+//! λ, the base. A density of 1 or more keeps everything, outliers too, and is not rescaled; one of 0 or less keeps nothing.
+//! `density + gamma` above 1 drops fewer outliers, so that the density holds. Zeros agree with neither sign; a D of 0,
+//! without an election one below 1e-8, counts as 1. L1 norms below 1e-7 are not rescaled.
+//!
+//! What is not finite stays where it is, also where it is dropped, if anything of its model is kept; a tensor with such
+//! elements is not rescaled.
+//!
+//! Deviations from mergekit: elements that are equal to the smallest that is kept (or the largest) are all kept, as by the
+//! authors of TIES, where mergekit's choice among them is the sorting's. Random numbers are ours. *rank* keeps rows of one
+//! element, and a tensor without dimensions, with probability `density`, the middle of a row's; mergekit fails on them.
+//! A negative density is refused by *random* only, as there; a negative `gamma` is refused.
 
 use crate::dtype::vector::{self, Loop};
 use crate::error::Result;
@@ -199,20 +209,18 @@ impl Sieve {
         match self.mask {
             Mask::All => vector::update(model, [base], move |x, [b]| (x - b) * weight),
             Mask::Nothing => model.fill(0.0),
-            Mask::Between(low, high) => vector::update(model, [base], move |x, [b]| {
-                let change = x - b;
-                // What cannot be compared, NaN, is kept.
-                let dropped = (change.abs() < low) | (change.abs() > high);
-                let scaled = change * scale * weight;
-                if dropped { 0.0 } else { scaled }
-            }),
-            Mask::Random(key, limit) => {
-                key.update(start, model, [base], |x, [b], number| {
-                    // Computed for all, so that there is nothing to branch for.
-                    let change = (x - b) * scale * weight;
-                    if number <= limit { change } else { 0.0 }
-                })
+            Mask::Between(low, high) => {
+                // As bits, in the order in which the bounds were found.
+                let (low, high) = (low.to_bits(), high.to_bits());
+                vector::update(model, [base], move |x, [b]| {
+                    let change = x - b;
+                    let dropped = (magnitude(change) < low) | (magnitude(change) > high);
+                    change * if dropped { 0.0 } else { scale } * weight
+                });
             }
+            Mask::Random(key, limit) => key.update(start, model, [base], |x, [b], number| {
+                (x - b) * if number <= limit { scale } else { 0.0 } * weight
+            }),
             Mask::Rank { key, density, epsilon } => {
                 vector::update(model, [base], |x, [b]| x - b);
                 self.by_rank(start, model, key, density, epsilon);
@@ -246,8 +254,11 @@ impl Sieve {
     }
 }
 
-/// All bits but the sign.
-const MAGNITUDE: u32 = 0x7fff_ffff;
+/// The bits of a number without its sign, which sort as magnitudes do; NaN is the largest.
+#[inline(always)]
+fn magnitude(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
+}
 
 /// A row's elements with their random numbers, and their order so far as it is asked for.
 #[derive(Default)]
@@ -286,7 +297,7 @@ impl Row {
         self.magnitudes.resize(length, 0);
         let mut most = 0;
         for (magnitude, value) in self.magnitudes.iter_mut().zip(&self.values) {
-            *magnitude = value.to_bits() & MAGNITUDE;
+            *magnitude = self::magnitude(*value);
             most = if *magnitude > most { *magnitude } else { most };
         }
         self.top = most >> Self::SHIFT;
@@ -380,7 +391,8 @@ impl Loop for Keep<'_> {
             row.masks[i] = u32::from(is_kept).wrapping_neg();
         }
         for (value, mask) in row.values.iter_mut().zip(&row.masks) {
-            *value = f32::from_bits(value.to_bits() & mask) * scale;
+            // What is not a number stays.
+            *value *= f32::from_bits(scale.to_bits() & mask);
         }
     }
 }
@@ -446,6 +458,22 @@ impl Method for Sparse {
     }
 
     fn check(&self, terms: &Terms) -> Result<(), String> {
+        for (name, most) in [("rescale", 2.0), ("elect", 2.0), ("global", 1.0)] {
+            if let Some(value) =
+                terms.each(name).iter().find(|value| value.fract() != 0.0 || **value < 0.0 || **value > most)
+            {
+                return Err(format!("{} needs a {name} of whole 0 to {most}, not {value}", self.about.name));
+            }
+        }
+        let negative = |name: &str| terms.each(name).iter().copied().find(|value| *value < 0.0);
+        let refused = match self.sparsifier {
+            Sparsifier::Random => "density",
+            Sparsifier::Outliers => "gamma",
+            Sparsifier::Magnitude | Sparsifier::Rank => "",
+        };
+        if let Some(value) = negative(refused) {
+            return Err(format!("{} needs a {refused} of at least 0, not {value}", self.about.name));
+        }
         if self.sparsifier == Sparsifier::Rank {
             for (density, epsilon) in terms.each("density").iter().zip(terms.each("epsilon")) {
                 if *density > 0.0 && *density < 1.0 && (density + epsilon >= 1.0 || density - epsilon <= 0.0) {
@@ -484,7 +512,9 @@ impl Method for Sparse {
             .map(|model| Sieve { mask: self.mask(terms, model, bounds[model]), scale: 1.0, by_probability, rows })
             .collect();
         if by_probability {
-            for (sieve, density) in sieves.iter_mut().zip(terms.each("density")) {
+            // Where the probability is another for each element, it is divided by when it is known.
+            let even = sieves.iter_mut().zip(terms.each("density"));
+            for (sieve, density) in even.filter(|(sieve, _)| !matches!(sieve.mask, Mask::Rank { .. })) {
                 sieve.scale = (1.0 / density) as f32;
             }
         } else if terms.is_on("rescale") && sieves.iter().any(|sieve| sieve.mask != Mask::All) {
@@ -499,8 +529,9 @@ impl Method for Sparse {
                 }
             })?;
             for (sieve, norms) in sieves.iter_mut().zip(norms.chunks(2)) {
-                if norms[0] >= SMALLEST_NORM && norms[1] >= SMALLEST_NORM {
-                    sieve.scale = (norms[0] / norms[1]) as f32;
+                let ratio = norms[0] / norms[1];
+                if norms[0] >= SMALLEST_NORM && norms[1] >= SMALLEST_NORM && ratio.is_finite() {
+                    sieve.scale = ratio as f32;
                 }
             }
         }
@@ -580,7 +611,7 @@ impl Elect<'_> {
         for change in changes {
             let change = lane(change);
             for i in 0..N {
-                let vote = if change[i] == 0.0 { 0.0 } else { 1f32.copysign(change[i]) + 0.0 * change[i] };
+                let vote = if change[i] == 0.0 { 0.0 } else { 1f32.copysign(change[i]) };
                 votes[i] += if elected.by_count { vote } else { change[i] };
             }
         }
@@ -589,15 +620,14 @@ impl Elect<'_> {
             let change = lane(change);
             for i in 0..N {
                 let agrees = if votes[i] >= 0.0 { change[i] > 0.0 } else { change[i] < 0.0 };
-                sum[i] += if agrees { change[i] } else { 0.0 };
+                // What is not a number stays.
+                sum[i] += change[i] * if agrees { 1.0 } else { 0.0 };
                 divisor[i] += if agrees { *weight } else { 0.0 };
             }
         }
         for i in 0..N {
             let divisor = if divisor[i] == 0.0 || !elected.normalize { 1.0 } else { divisor[i] };
-            let change = elected.lambda * (sum[i] / divisor);
-            // A NaN among the changes is one in the votes, and stays.
-            out[i] = base[i] + if votes[i].is_nan() { votes[i] } else { change };
+            out[i] = base[i] + elected.lambda * (sum[i] / divisor);
         }
     }
 }

@@ -1,0 +1,136 @@
+//! Order statistics by passes over data, against sorting.
+
+use super::{method, node};
+use crate::model::{Outcome, Random};
+use ckptmerge::merge::{Block, Terms, select};
+use ckptmerge::stream::{Control, Settings};
+use proptest::prelude::*;
+
+/// The magnitudes at `ranks` of each input, by the library.
+fn selected(inputs: &[Vec<f32>], ranks: &[Vec<u64>]) -> Outcome<Vec<Vec<u32>>> {
+    let method = method("linear");
+    let terms = Terms::new(method.about(), "w", &[inputs[0].len() as u64], inputs.len(), false);
+    let data = [node(method, &terms, inputs)];
+    let data = data.each_ref().map(|node| node.data(&Settings::default(), Control::none()));
+    let data = data.into_iter().collect::<ckptmerge::Result<Vec<_>>>()?;
+    let found = select(&data, ranks, |_: &mut Block<'_>| {})?;
+    Ok(found.iter().map(|found| found.iter().map(|x| x.to_bits()).collect()).collect())
+}
+
+/// The same by sorting.
+fn sorted(inputs: &[Vec<f32>], ranks: &[Vec<u64>]) -> Vec<Vec<u32>> {
+    let of = |(values, ranks): (&Vec<f32>, &Vec<u64>)| {
+        let mut bits: Vec<u32> = values.iter().map(|x| x.to_bits() & 0x7fff_ffff).collect();
+        bits.sort_unstable();
+        ranks.iter().map(|rank| bits[*rank as usize]).collect()
+    };
+    inputs.iter().zip(ranks).map(of).collect()
+}
+
+/// The first, the last, the middle, and some at random.
+fn ranks(random: &mut Random, n: u64) -> Vec<u64> {
+    let mut ranks = vec![0, n - 1, n / 2, n / 10];
+    ranks.extend((0..3).map(|_| random.below(n)));
+    ranks
+}
+
+/// Numbers of some kind.
+fn numbers(kind: usize, random: &mut Random, n: usize) -> Vec<f32> {
+    let mut next = |_| {
+        let bits = random.next();
+        match kind {
+            0 => random.uniform() as f32,
+            1 => (bits % 3) as f32 - 1.0,
+            2 => 0.25,
+            3 => 0.0,
+            4 => f32::from_bits(bits as u32),
+            5 => f32::from_bits(bits as u32 % 5000),
+            6 if bits.is_multiple_of(3) => f32::NAN,
+            6 if bits % 3 == 1 => f32::NEG_INFINITY,
+            7 => (random.uniform() * random.uniform() * random.uniform()).powi(9) as f32,
+            8 if bits % 100 < 99 => 0.0,
+            _ => random.uniform() as f32,
+        }
+    };
+    (0..n).map(&mut next).collect()
+}
+const KINDS: usize = 9;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_selected_is_what_sorting_finds(
+        n in prop_oneof![1usize..40, 1000usize..1100, 2000usize..5000],
+        kinds in prop::collection::vec(0..KINDS, 1..4),
+        seed: u64,
+    ) {
+        let mut random = Random(seed);
+        let inputs: Vec<Vec<f32>> = kinds.iter().map(|kind| numbers(*kind, &mut random, n)).collect();
+        let ranks: Vec<Vec<u64>> = inputs.iter().map(|_| ranks(&mut random, n as u64)).collect();
+        prop_assert_eq!(selected(&inputs, &ranks).expect("memory can be read"), sorted(&inputs, &ranks));
+    }
+
+    #[test]
+    fn any_bits_are_sorted(values in prop::collection::vec(any::<u32>(), 1..200), seed: u64) {
+        let inputs = [values.into_iter().map(f32::from_bits).collect::<Vec<f32>>()];
+        let ranks = [ranks(&mut Random(seed), inputs[0].len() as u64)];
+        prop_assert_eq!(selected(&inputs, &ranks).expect("memory can be read"), sorted(&inputs, &ranks));
+    }
+}
+
+/// From 262,144 elements on a sample guesses where to look; it may guess wrong, and must then look elsewhere.
+#[test]
+fn large_tensors_are_sampled_and_still_exact() -> Outcome {
+    let mut random = Random(5);
+    for n in [262_143, 262_144, 262_145, 300_001] {
+        for kind in [0, 2, 4, 8] {
+            let inputs = [numbers(kind, &mut random, n)];
+            let ranks = [ranks(&mut random, n as u64)];
+            assert_eq!(selected(&inputs, &ranks)?, sorted(&inputs, &ranks), "{n} numbers of kind {kind}");
+        }
+    }
+    // In order, so that blocks are all unlike each other; in steps, so that a sample of blocks sees only some of them.
+    let n = 400_000u64;
+    let rising: Vec<f32> = (0..n).map(|i| i as f32).collect();
+    let steps: Vec<f32> = (0..n).map(|i| if i / 1024 % 7 == 3 { 1e30 } else { (i % 1024) as f32 }).collect();
+    let mut falling = rising.clone();
+    falling.reverse();
+    let inputs = [rising, steps, falling];
+    let ranks: Vec<Vec<u64>> = (0..3).map(|_| (0..=20).map(|i| (n - 1) * i / 20).collect()).collect();
+    assert_eq!(selected(&inputs, &ranks)?, sorted(&inputs, &ranks));
+    Ok(())
+}
+
+#[test]
+fn ranks_that_do_not_exist_end_the_search_too() -> Outcome {
+    let inputs = [vec![3.0, -1.0, 2.0]];
+    assert_eq!(selected(&inputs, &[vec![3, u64::MAX]])?, [[3f32.to_bits(); 2]]);
+    let empty = [Vec::new()];
+    let found = selected(&empty, &[vec![0]])?;
+    assert!(f32::from_bits(found[0][0]).is_nan());
+    assert_eq!(selected(&inputs, &[Vec::new()])?, [[0u32; 0]]);
+    Ok(())
+}
+
+#[test]
+fn several_tensors_are_selected_from_as_one() -> Outcome {
+    let mut random = Random(8);
+    let method = method("linear");
+    let parts: Vec<Vec<f32>> = [5000, 1, 300_000, 77].map(|n| numbers(0, &mut random, n)).into();
+    let nodes: Vec<_> = parts
+        .iter()
+        .map(|part| {
+            let terms = Terms::new(method.about(), "w", &[part.len() as u64], 1, false);
+            node(method, &terms, std::slice::from_ref(part))
+        })
+        .collect();
+    let data = nodes.iter().map(|node| node.data(&Settings::default(), Control::none()));
+    let data = data.collect::<ckptmerge::Result<Vec<_>>>()?;
+    let all = [parts.concat()];
+    let ranks = [ranks(&mut random, all[0].len() as u64)];
+    let found = select(&data, &ranks, |_| {})?;
+    let found: Vec<Vec<u32>> = found.iter().map(|found| found.iter().map(|x| x.to_bits()).collect()).collect();
+    assert_eq!(found, sorted(&all, &ranks));
+    Ok(())
+}
