@@ -10,6 +10,7 @@ mod layouts;
 mod merge;
 mod model;
 mod numbers;
+mod recipes;
 mod robust;
 
 use ckptmerge::error; // `formats::pieces` compiles `src/checkpoint/gather.rs` a second time, which names it so.

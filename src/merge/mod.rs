@@ -129,8 +129,13 @@ pub trait Method: Sync {
         None
     }
 
+    /// Whether something is to be measured over all tensors before any of them is solved, by [`Self::survey`].
+    fn surveys(&self, _terms: &Terms) -> bool {
+        false
+    }
+
     /// What to measure over all tensors of the merge before any of them is solved: numbers that [`Terms::survey`] then
-    /// holds. Given the tensors one after the other, with whatever the ones before made.
+    /// holds. `terms` are those of the first tensor, whose parameters are the others' as well.
     ///
     /// # Errors
     /// As the passes over the data.

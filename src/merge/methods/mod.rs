@@ -2,6 +2,7 @@
 
 mod linear;
 mod model_stock;
+mod passthrough;
 mod slerp;
 mod sparse;
 mod task_arithmetic;
@@ -21,4 +22,5 @@ pub static METHODS: &[&dyn Method] = &[
     &sparse::DELLA,
     &sparse::DELLA_LINEAR,
     &model_stock::ModelStock,
+    &passthrough::Passthrough,
 ];
