@@ -2,18 +2,11 @@
 
 use crate::model::{Model, Outcome, Random, Tensor, fixture, names_in, read, run, snapshot, write};
 use ckptmerge::dtype::DType;
+use ckptmerge::merge::METHODS;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tempfile::tempdir;
-
-/// The recipes of `fixtures/recipes`, and what each needs that is not there yet.
-fn published() -> Vec<String> {
-    let names = names_in(&fixture("recipes"));
-    let stems: Vec<String> = names.iter().filter_map(|name| name.strip_suffix(".yaml")).map(str::to_owned).collect();
-    assert!(stems.len() >= 15, "only {stems:?} were found");
-    stems
-}
 
 fn json_of(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -51,19 +44,29 @@ fn assert_same(name: &str, ours: &Tensor, theirs: &Tensor, share: f64) {
 
 /// Runs a published recipe and compares every file with mergekit's.
 fn compare(stem: &str) -> Outcome {
+    compare_with(stem, "")
+}
+
+/// As [`compare`], with options; where these change what is merged, the weights are another matter.
+fn compare_with(stem: &str, options: &str) -> Outcome {
     let folder = tempdir()?;
     let recipe = fixture("recipes").join(format!("{stem}.yaml"));
-    run(folder.path(), &format!("run {} -o out/", recipe.display())).ok();
+    run(folder.path(), &format!("run {} -o out/ {options}", recipe.display())).ok();
     let out = folder.path().join("out");
     let mut names = names_in(&out);
     names.retain(|name| name != "README.md" && name != "mergekit_config.yml");
     let expected = expected(stem);
     assert_eq!(names, expected.keys().cloned().collect::<Vec<_>>(), "{stem}");
-    assert_eq!(std::fs::read(out.join("mergekit_config.yml"))?, std::fs::read(&recipe)?, "{stem}");
+    if options.is_empty() {
+        assert_eq!(std::fs::read(out.join("mergekit_config.yml"))?, std::fs::read(&recipe)?, "{stem}");
+    }
     for (name, path) in &expected {
         if name == "model.safetensors" {
             let (ours, theirs) = (read(&out.join(name))?, read(path)?);
             assert_eq!(ours.names(), theirs.names(), "{stem}");
+            if !options.is_empty() {
+                continue;
+            }
             // mergekit rounds inputs and every step where dtype is a 16-bit type; here one rounding is all.
             let share = match stem {
                 "half" => 2f64.powi(-7),
@@ -100,6 +103,110 @@ fn merges_are_mergekits() -> Outcome {
     for stem in ["linear", "ties", "dare", "slerp", "model_stock", "bfloat16", "half", "frankenmerge", "modules"] {
         compare(stem)?;
     }
+    Ok(())
+}
+
+#[test]
+fn vocabularies_are_mergekits() -> Outcome {
+    for stem in ["union", "tokens", "template_only"] {
+        compare(stem)?;
+    }
+    let has_method = METHODS.iter().any(|method| method.about().name == "nuslerp");
+    compare_with("chat_template", if has_method { "" } else { "--set merge_method=task_arithmetic" })
+}
+
+/// A tiny model with a tokenizer: its rows are numbers that tell them apart.
+fn with_tokens(folder: &Path, tokens: &[&str], first: f64) -> Outcome {
+    let rows: Vec<f64> = (0..tokens.len()).flat_map(|row| [first + row as f64, -first]).collect();
+    let count = tokens.len() as u64;
+    let model = Model::new().with("embed.weight", DType::F32, &[count, 2], &rows);
+    let model = model.with("layers.0.w", DType::F32, &[count, 2], &rows[..2].repeat(tokens.len()));
+    model.write(folder.join("model.safetensors"))?;
+    let vocab: serde_json::Map<String, Value> =
+        tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id.into())).collect();
+    let tokenizer = json!({"added_tokens": [], "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+    write(&folder.join("tokenizer.json"), tokenizer.to_string())?;
+    write(&folder.join("config.json"), json!({"vocab_size": count}).to_string())
+}
+
+#[test]
+fn rows_of_tokens_that_models_lack() -> Outcome {
+    let bench = Bench::new()?;
+    for (name, tokens, first) in
+        [("m0", &["a", "b", "c"][..], 10.0), ("m1", &["b", "a", "d"], 20.0), ("m2", &["e", "d", "a"], 30.0)]
+    {
+        with_tokens(&bench.path().join(name), tokens, first)?;
+    }
+    let text = "
+merge_method: passthrough
+slices:
+  - sources: [{model: MODEL, layer_range: [0, 1]}]
+tokenizer: {source: union, pad_to_multiple_of: 4}
+base_model: m0
+";
+    // One model alone has rows for its own tokens only, and zeros for the others, in the base's order and then theirs.
+    let rows = |model: &str| -> Outcome<Vec<f64>> {
+        let text = text.replace("MODEL", model).replace("base_model: m0", &format!("base_model: {model}"));
+        bench.recipe("r.yaml", &text)?;
+        run(bench.path(), "run r.yaml -o out/").ok();
+        Ok(read(&bench.path().join("out/model.safetensors"))?.values("embed.weight"))
+    };
+    // A vocabulary of one model: three tokens and a row of padding, their mean.
+    assert_eq!(rows("m0")?, [10.0, -10.0, 11.0, -10.0, 12.0, -10.0, 11.0, -10.0]);
+
+    let text = "
+merge_method: linear
+models:
+  - {model: m0, parameters: {weight: 1}}
+  - {model: m1, parameters: {weight: 0}}
+  - {model: m2, parameters: {weight: 0}}
+base_model: m0
+tokenizer: {source: union}
+";
+    // Of m0: its own a, b, c; d as the mean of its owners m1 and m2; e of its only owner m2.
+    bench.recipe("r.yaml", text)?;
+    run(bench.path(), "run r.yaml -o out/").ok();
+    let out = bench.path().join("out");
+    let expected = [10.0, -10.0, 11.0, -10.0, 12.0, -10.0, 26.5, -25.0, 30.0, -30.0];
+    assert_eq!(read(&out.join("model.safetensors"))?.values("embed.weight"), expected);
+    assert_eq!(json_of(&out.join("config.json"))["vocab_size"], json!(5));
+    let added = json_of(&out.join("tokenizer.json"))["added_tokens"].clone();
+    assert_eq!((&added[0]["content"], &added[0]["id"], &added[1]["content"]), (&json!("d"), &json!(3), &json!("e")));
+    // Of m2, with the base's tokens: a is its own, b and c the base's.
+    let set = "--set tokenizer.source=base --set models.0.parameters.weight=0 --set models.2.parameters.weight=1";
+    run(bench.path(), &format!("run r.yaml -o out/ {set}")).ok();
+    let values = read(&out.join("model.safetensors"))?.values("embed.weight");
+    assert_eq!(values, [32.0, -30.0, 11.0, -10.0, 12.0, -10.0]);
+
+    let told = |tokens: &str| text.replace("{source: union}", &format!("{{source: union, tokens: {{{tokens}}}}}"));
+    bench.refused(&told("a: {source: {kind: model_token, model: m1, token: zz}}"), 2, &["m1 has no token \"zz\""]);
+    bench.refused(&told("e: {source: m1}"), 2, &["\"e\" is to come from m1, which lacks it"]);
+    bench.refused(&told("a: {source: {kind: model_token, model: m1, token_id: 9}, force: true}"), 2, &["m1 has no row 9"]);
+    bench.refused(text.replace("tokenizer: {source: union}", "tokenizer_source: union\ntokenizer: {source: base}").as_str(), 2, &["not both"]);
+    bench.refused(text, 1, &["give the output a name without an ending"]);
+    Ok(())
+}
+
+#[test]
+fn modules_are_parts_by_the_begin_of_their_names() -> Outcome {
+    let bench = Bench::new()?;
+    let text = "
+merge_method: linear
+modules:
+  norm:
+    models: [a.st]
+    parameters: {weight: 1}
+  default:
+    models: [a.st, b.st]
+parameters: {weight: 0.5}
+";
+    let merged = bench.merged(text, "")?;
+    assert_eq!(merged.len(), 8);
+    assert_eq!(merged["norm.weight"].values(), bench.values("a", "norm.weight")?);
+    assert_near("embed", &merged["embed.weight"], &sum(&bench, "embed.weight", &[("a", 0.5), ("b", 0.5)])?, 1e-6);
+    let text = text.replace("default:", "layers:");
+    bench.refused(&text, 1, &["`embed.weight`: is in none of the recipe's modules", "`default`"]);
+    bench.refused(&text.replace("layers:", "text:"), 2, &["r.yaml:7:3:", "no tensor's name begins with `text`", "layers"]);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The name of the card.
@@ -19,8 +19,10 @@ const TOKENS: [&str; 2] = ["vocab_size", "n_vocab"];
 /// How the small files differ.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Beside {
-    /// Files that are written anew, with their text.
-    pub(super) files: BTreeMap<PathBuf, String>,
+    /// Files that are written anew, with what is in them.
+    pub(super) files: BTreeMap<PathBuf, Vec<u8>>,
+    /// Files of the model's that would no longer be true.
+    pub(super) dropped: BTreeSet<PathBuf>,
     /// What the card says below its title.
     pub(super) card: Option<String>,
     /// The number of layers that the configuration says, and which of them each layer of the output was.
@@ -30,14 +32,20 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// The files, for an output that is called `name`.
-    pub(super) fn files(&self, target: &Path) -> BTreeMap<PathBuf, String> {
+    /// The files, for an output at `target`.
+    pub(super) fn files(&self, target: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut files = self.files.clone();
         if let Some(card) = &self.card {
             let name = target.components().next_back().map(|last| last.as_os_str().to_string_lossy().into_owned());
-            files.insert(CARD.into(), format!("# {}\n\n{MARK}\n\n{card}", name.unwrap_or_default()));
+            let text = format!("# {}\n\n{MARK}\n\n{card}", name.unwrap_or_default());
+            files.insert(CARD.into(), text.into_bytes());
         }
         files
+    }
+
+    /// Whether the output is not whole without small files: with another vocabulary it needs its tokenizer.
+    pub(super) fn needs_folder(&self) -> bool {
+        self.tokens.is_some() || self.files.contains_key(Path::new(crate::recipe::tokens::template::FILE))
     }
 
     /// That a card which is there is one of ours, so that nobody's text is lost.

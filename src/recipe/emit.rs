@@ -103,6 +103,10 @@ impl Plan<'_> {
     /// The files laid out, what they cost, and whether they are in a folder; nothing that is there would be lost.
     fn prepare(&self, target: &Target, settings: &Settings) -> Result<(Files<'_, '_>, Prediction, bool)> {
         let is_folder = self.makes_folder(target)?;
+        if !is_folder && self.beside.needs_folder() {
+            let message = "the recipe makes a tokenizer or chat template, which stands beside the weights: give the output a name without an ending, for a folder";
+            return Err(Error::output(&target.path, message));
+        }
         let files = Files::new(self, target, is_folder)?;
         if is_folder {
             self.check_replaceable(target, &files)?;
@@ -152,7 +156,7 @@ impl Plan<'_> {
         let frame = self.frame.layout();
         let mut companions = frame.companions()?.0;
         let beside = self.beside.files(&target.path);
-        companions.retain(|relative| !beside.contains_key(relative));
+        companions.retain(|relative| !beside.contains_key(relative) && !self.beside.dropped.contains(relative));
 
         let total = files.weights.iter().map(|file| file.plan.length).sum();
         let folder = StagedFolder::create(&target.path, total)?;
@@ -169,7 +173,7 @@ impl Plan<'_> {
             staged.commit(settings.sync)?;
         }
         for (relative, text) in &beside {
-            folder.write(relative, text.as_bytes())?;
+            folder.write(relative, text)?;
         }
         for index in &files.indices {
             folder.write(&index.relative, format!("{:#}\n", index.json).as_bytes())?;

@@ -15,6 +15,7 @@ mod planner;
 mod record;
 mod supply;
 mod survey;
+mod tokens;
 mod yaml;
 
 pub use convert::Conversion;

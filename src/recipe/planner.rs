@@ -7,6 +7,7 @@
 use super::levels::{Lacking, Levels, Settings, Where};
 use super::plan::{MustBeEqual, scale_of};
 use super::supply::{Given, Supply};
+use super::tokens::is_by_token;
 use super::{Layers, Missing, is_before_layers};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
@@ -345,7 +346,13 @@ impl<'a> Planner<'_, 'a> {
         };
         if given.iter().any(|given| given.shape != own.shape) {
             let shapes = each(|given| format!("{:?}", given.shape));
-            return self.mismatch(name, format!("has different shapes: {shapes}"));
+            let rows_alone = given.iter().all(|given| given.shape.get(1..) == own.shape.get(1..));
+            let hint = if rules.strict && rows_alone && is_by_token(name) {
+                "; models with other vocabularies need a `tokenizer_source`"
+            } else {
+                ""
+            };
+            return self.mismatch(name, format!("has different shapes: {shapes}{hint}"));
         }
         // Tied everywhere to the same tensor, which is merged as well: still tied.
         if let Some(target) = &own.alias_of

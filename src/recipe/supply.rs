@@ -47,6 +47,10 @@ impl<'a> Supply<'a> {
         Self::new(label.to_owned(), checkpoint, given.collect())
     }
 
+    pub(super) fn tensors(&self) -> &[Given<'a>] {
+        &self.tensors
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.iter().map(|tensor| tensor.name.as_str())
     }

@@ -12,7 +12,7 @@ pub(super) mod rows;
 pub(super) mod template;
 mod vocabulary;
 
-pub(super) use vocabulary::{Vocabulary, union, with_tokens};
+pub(super) use vocabulary::{FILE, Vocabulary, ids, union, with_tokens};
 
 use super::supply::{Given, Supply};
 use crate::merge::Input;
@@ -25,9 +25,10 @@ use std::sync::Arc;
 const BY_TOKEN: [&str; 10] =
     ["embed", "wte", "lm_head", "output", "word_emb", "tok_", "embd", "decoder", "predictions", "score"];
 
-/// Whether a tensor of this name has a row for each of a model's tokens.
-fn is_by_token(given: &Given<'_>, tokens: u64) -> bool {
-    given.shape.first() == Some(&tokens) && BY_TOKEN.iter().any(|word| given.name.contains(word))
+/// Whether a tensor of this name may have a row for each of a model's tokens: it is in no layer and its name says so.
+pub(super) fn is_by_token(name: &str) -> bool {
+    let in_a_layer = name.split('.').any(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+    !in_a_layer && BY_TOKEN.iter().any(|word| name.contains(word))
 }
 
 /// What the row of a token is, where a recipe says so.
@@ -79,7 +80,8 @@ impl Alignment {
         let size = |supply: &Supply<'a>| self.models.get(&supply.label).map_or(0, |vocabulary| vocabulary.size);
         let mut names = BTreeSet::new();
         for supply in inputs {
-            let by_token = supply.tensors().iter().filter(|given| is_by_token(given, size(supply)));
+            let has_rows = |given: &&Given<'a>| given.shape.first() == Some(&size(supply)) && is_by_token(&given.name);
+            let by_token = supply.tensors().iter().filter(has_rows);
             names.extend(by_token.map(|given| given.name.clone()));
         }
         let mut replaced: Vec<HashMap<String, Given<'a>>> = vec![HashMap::new(); inputs.len()];
@@ -97,7 +99,7 @@ impl Alignment {
             for (lender, &index) in present.iter().enumerate() {
                 let rows = self.rows_of(lender, &lenders, base, &sources, name)?;
                 let Some(given) = inputs[index].get(name) else { continue };
-                if rows.iter().enumerate().all(|(at, row)| *row == Row::Of(lender, at as u64))
+                if rows.iter().enumerate().all(|(at, row)| row == &Row::Of(lender, at as u64))
                     && given.shape.first() == Some(&self.rows)
                 {
                     continue;
@@ -183,15 +185,9 @@ impl Alignment {
         let owners: Vec<(usize, u64)> = (0..lenders.len()).filter_map(has).collect();
         Ok(match (&owners[..], base.and_then(has)) {
             ([], _) => Row::Zero,
-            ([(lender, row)], _) | (_, Some((lender, row))) => Row::Of(*lender, *row),
+            (&[(lender, row)], _) | (_, Some((lender, row))) => Row::Of(lender, row),
             (_, None) => Row::Mean(owners.into()),
         })
-    }
-}
-
-impl PartialEq<Row> for &Row {
-    fn eq(&self, other: &Row) -> bool {
-        **self == *other
     }
 }
 

@@ -150,10 +150,13 @@ impl Generator for Rows<'_> {
     }
 
     fn reads(&self) -> Vec<TensorView<'_>> {
-        let views = |source: &'_ RowSource<'a>| match &source.elements {
-            Elements::Read(view) => vec![*view],
-            Elements::Computed(_) => Vec::new(),
-        };
-        self.sources.iter().flat_map(views).collect()
+        let mut views = Vec::new();
+        for source in self.sources.iter() {
+            match &source.elements {
+                Elements::Read(view) => views.push(*view),
+                Elements::Computed(generator) => views.extend(generator.reads()),
+            }
+        }
+        views
     }
 }

@@ -2,7 +2,7 @@
 //! tree of what it computes.
 
 use super::grammar::{self, Document, Reference};
-use super::{RecipeFile, Sources};
+use super::{RecipeFile, Sources, references};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Mismatch, Result};
 use crate::merge::{Base, Method};
@@ -11,9 +11,10 @@ use crate::recipe::levels::Settings as Parameters;
 use crate::recipe::plan::{MustBeEqual, compare, lowered};
 use crate::recipe::planner::{self, Module, Planned, Rules, Slice, Source};
 use crate::recipe::supply::Supply;
+use crate::recipe::tokens::Alignment;
 use crate::recipe::{Layers, Plan, matches_something, miscount};
 use crate::stream::{Control, Settings};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 impl<'a> Plan<'a> {
@@ -32,10 +33,16 @@ impl<'a> Plan<'a> {
         let mut last = None;
         for (group, document) in file.used().enumerate() {
             // Without what it uses, a document cannot be planned; what was wrong there is said already.
-            let Some(modules) = assembly.modules(document)? else { continue };
+            let Some(models) = assembly.models(document) else { continue };
+            let tokenizer = file.made_tokenizer(document, &models)?;
+            let alignment = tokenizer.as_ref().map(|made| &made.alignment);
+            let Some(modules) = assembly.modules(document, alignment)? else { continue };
             let planned = planner::plan(&rules(document, group), &modules);
             let frame = modules.first().and_then(|module| module.slices.first()).map(|slice| slice.reference().root);
-            let beside = beside(document, &modules);
+            let mut beside = beside(document, &modules);
+            if let Some(root) = frame {
+                file.add_tokenizer(document, tokenizer.as_ref(), &models, sources.frame(root), &mut beside)?;
+            }
             last = assembly.take(document, planned, frame)?.map(|planned| (planned, frame, beside));
         }
         if !assembly.mismatches.is_empty() {
@@ -48,12 +55,7 @@ impl<'a> Plan<'a> {
         if !different.is_empty() {
             return Err(Error::Mismatch(different));
         }
-        let reference = frame;
-        let frame = if frame.layout().is_folder {
-            frame
-        } else {
-            sources.checkpoints().find(|checkpoint| checkpoint.layout().is_folder).unwrap_or(frame)
-        };
+        let (reference, frame) = (frame, sources.frame(frame));
         Ok(Self {
             tensors: lowered(planned.made, reference.layout())?,
             left_out: assembly.left_out,
@@ -121,11 +123,18 @@ impl<'f, 'a> Assembly<'f, 'a> {
         Ok(None)
     }
 
+    /// The models of a document by what it calls them, its base first; none if one of these could not be made.
+    fn models<'d>(&self, document: &'d Document) -> Option<Vec<(&'d str, Rc<Supply<'a>>)>> {
+        let mut seen = HashSet::new();
+        let all = references(document).into_iter().filter(|reference| seen.insert(reference.text.as_str()));
+        all.map(|reference| Some((reference.text.as_str(), self.supply(reference)?))).collect()
+    }
+
     /// The modules of a document with their models; none if one of these could not be made.
-    fn modules(&self, document: &Document) -> Result<Option<Vec<Module<'a>>>> {
+    fn modules(&self, document: &Document, alignment: Option<&Alignment>) -> Result<Option<Vec<Module<'a>>>> {
         let mut modules = Vec::new();
         for module in &document.modules {
-            let slices = module.slices.iter().map(|slice| self.slice(document, module, slice));
+            let slices = module.slices.iter().map(|slice| self.slice(document, module, slice, alignment));
             let slices: Option<Vec<Slice<'a>>> = slices.collect::<Result<Vec<_>>>()?.into_iter().collect();
             let Some(slices) = slices else { return Ok(None) };
             modules.push(Module { prefix: self.prefix(module, &slices)?, slices });
@@ -161,8 +170,10 @@ impl<'f, 'a> Assembly<'f, 'a> {
         document: &Document,
         module: &grammar::Module,
         slice: &grammar::Slice,
+        alignment: Option<&Alignment>,
     ) -> Result<Option<Slice<'a>>> {
-        let fail = |message: String| Err(slice.place.error(&self.file.path, message));
+        let error = |message: String| slice.place.error(&self.file.path, message);
+        let fail = |message: String| Err(error(message));
         let method = document.method;
         let about = method.about();
         let base = slice.base.as_ref().or(document.base.as_ref());
@@ -186,6 +197,11 @@ impl<'f, 'a> Assembly<'f, 'a> {
         }
         if about.needs_base() && base_index.is_none() {
             return fail(format!("{} needs a `base_model`", about.name));
+        }
+        if let Some(alignment) = alignment {
+            let inputs: Vec<Rc<Supply<'a>>> = sources.iter().map(|source| Rc::clone(&source.supply)).collect();
+            let aligned = alignment.apply(&inputs, base_index).map_err(error)?;
+            sources.iter_mut().zip(aligned).for_each(|(source, supply)| source.supply = supply);
         }
         let mut shared: Vec<Rc<Parameters>> = vec![Rc::clone(&slice.parameters), Rc::clone(&module.parameters)];
         shared.push(Rc::clone(&document.parameters));

@@ -19,6 +19,13 @@ impl Sources {
         self.models.iter().map(|model| Supply::of(&model.label, &model.checkpoint))
     }
 
+    /// The model whose small files the output of a merge around `root` gets: that one, or else the first that is a
+    /// folder.
+    pub(super) fn frame<'a>(&'a self, root: &'a Checkpoint) -> &'a Checkpoint {
+        let mut all = std::iter::once(root).chain(self.checkpoints());
+        all.find(|checkpoint| checkpoint.layout().is_folder).unwrap_or(root)
+    }
+
     /// Every checkpoint that is read, and what messages call it.
     pub(super) fn named(&self) -> impl Iterator<Item = (&Checkpoint, String)> {
         self.models.iter().map(|model| (&model.checkpoint, model.label.clone()))
@@ -50,7 +57,7 @@ impl RecipeFile {
 
     /// The files that go with the output, beside what is in `beside` already.
     pub(super) fn beside(&self, sources: &Sources, mut beside: Beside) -> Beside {
-        beside.files.insert(RECIPE.into(), self.text.clone());
+        beside.files.insert(RECIPE.into(), self.text.clone().into_bytes());
         beside.card = Some(self.card(sources));
         beside
     }

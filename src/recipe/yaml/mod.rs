@@ -4,6 +4,7 @@ mod assemble;
 mod card;
 mod grammar;
 mod tree;
+mod vocabulary;
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::{Error, Result};
