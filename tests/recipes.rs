@@ -181,9 +181,23 @@ tokenizer: {source: union}
     let told = |tokens: &str| text.replace("{source: union}", &format!("{{source: union, tokens: {{{tokens}}}}}"));
     bench.refused(&told("a: {source: {kind: model_token, model: m1, token: zz}}"), 2, &["m1 has no token \"zz\""]);
     bench.refused(&told("e: {source: m1}"), 2, &["\"e\" is to come from m1, which lacks it"]);
-    bench.refused(&told("a: {source: {kind: model_token, model: m1, token_id: 9}, force: true}"), 2, &["m1 has no row 9"]);
-    bench.refused(text.replace("tokenizer: {source: union}", "tokenizer_source: union\ntokenizer: {source: base}").as_str(), 2, &["not both"]);
+    bench.refused(
+        &told("a: {source: {kind: model_token, model: m1, token_id: 9}, force: true}"),
+        2,
+        &["m1 has no row 9"],
+    );
+    bench.refused(
+        text.replace("tokenizer: {source: union}", "tokenizer_source: union\ntokenizer: {source: base}").as_str(),
+        2,
+        &["not both"],
+    );
     bench.refused(text, 1, &["give the output a name without an ending"]);
+    // Numbers from files and recipes that no memory would hold.
+    let wide = text.replace("source: union", "source: union, pad_to_multiple_of: 9999999999999999999");
+    bench.refused(&wide, 2, &["r.yaml:8:12:", "at most 16777216 rows"]);
+    let hostile = json!({"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": u64::MAX}, "merges": []}});
+    write(&bench.path().join("m1/tokenizer.json"), hostile.to_string())?;
+    bench.refused(text, 1, &["m1/tokenizer.json", "is not a tokenizer"]);
     Ok(())
 }
 
@@ -206,7 +220,11 @@ parameters: {weight: 0.5}
     assert_near("embed", &merged["embed.weight"], &sum(&bench, "embed.weight", &[("a", 0.5), ("b", 0.5)])?, 1e-6);
     let text = text.replace("default:", "layers:");
     bench.refused(&text, 1, &["`embed.weight`: is in none of the recipe's modules", "`default`"]);
-    bench.refused(&text.replace("layers:", "text:"), 2, &["r.yaml:7:3:", "no tensor's name begins with `text`", "layers"]);
+    bench.refused(
+        &text.replace("layers:", "text:"),
+        2,
+        &["r.yaml:7:3:", "no tensor's name begins with `text`", "layers"],
+    );
     Ok(())
 }
 
@@ -225,7 +243,9 @@ impl Bench {
                     model = model.with(&name, DType::F32, &[3, 5], &random.values(15));
                 }
             }
-            model.with("norm.weight", DType::F32, &[3], &random.values(3)).write(folder.path().join(format!("{name}.st")))?;
+            model
+                .with("norm.weight", DType::F32, &[3], &random.values(3))
+                .write(folder.path().join(format!("{name}.st")))?;
         }
         Ok(Self(folder))
     }
@@ -346,6 +366,7 @@ slices:
         assert_near(output, &merged[output], &expected, 0.0);
     }
     bench.refused(&text.replace("[1, 3]", "[1, 4]"), 1, &["layers.3", "b.st has 3 layers"]);
+    bench.refused(&text.replace("[1, 3]", "[0, 99999999999]"), 2, &["r.yaml:5:", "none above"]);
     bench.refused(&text.replace("[1, 3]", "[3, 3]"), 2, &["r.yaml:5:", "`layer_range`"]);
     Ok(())
 }
@@ -382,22 +403,52 @@ fn what_is_wrong_in_a_recipe_is_said_with_its_place() -> Outcome {
     let bench = Bench::new()?;
     let models = "models: [a.st, b.st]\nparameters: {weight: 1}\n";
     let cases: [(String, &[&str]); 19] = [
-        (format!("merge_method: linear\n{models}dtpye: float32\n"), &["r.yaml:4:1:", "`dtpye`", "the nearest is `dtype`"]),
+        (
+            format!("merge_method: linear\n{models}dtpye: float32\n"),
+            &["r.yaml:4:1:", "`dtpye`", "the nearest is `dtype`"],
+        ),
         (format!("merge_method: linaer\n{models}"), &["r.yaml:1:15:", "the nearest is `linear`"]),
         (format!("merge_method: linear\n{models}dtype: bfloat61\n"), &["r.yaml:4:8:", "bfloat61"]),
-        (format!("merge_method: linear\n{models}models: [a.st]\n"), &["r.yaml:4:1:", "`models` stands twice", "line 2"]),
+        (
+            format!("merge_method: linear\n{models}models: [a.st]\n"),
+            &["r.yaml:4:1:", "`models` stands twice", "line 2"],
+        ),
         ("models: [a.st]\n".to_owned(), &["has no `merge_method`"]),
         ("merge_method: linear\n".to_owned(), &["exactly one of `models`, `slices` and `modules`"]),
         (format!("merge_method: linear\n{models}slices: []\n"), &["exactly one of"]),
-        ("merge_method: linear\nmodels: [a.st, {model: c.st}]\nparameters: {weight: 1}\n".to_owned(), &["r.yaml:2:24:", "no model `c.st`"]),
-        ("merge_method: linear\nmodels: [a.st@main]\nparameters: {weight: 1}\n".to_owned(), &["r.yaml:2:10:", "no revision `main`"]),
+        (
+            "merge_method: linear\nmodels: [a.st, {model: c.st}]\nparameters: {weight: 1}\n".to_owned(),
+            &["r.yaml:2:24:", "no model `c.st`"],
+        ),
+        (
+            "merge_method: linear\nmodels: [a.st@main]\nparameters: {weight: 1}\n".to_owned(),
+            &["r.yaml:2:10:", "no revision `main`"],
+        ),
         ("merge_method: slerp\nmodels: [a.st, b.st]\nparameters: {tt: 1}\n".to_owned(), &["r.yaml:3:14:", "`tt`"]),
-        ("merge_method: slerp\nmodels: [a.st, b.st]\nparameters: {t: x}\n".to_owned(), &["r.yaml:3:17:", "`x` is not a number"]),
-        ("merge_method: slerp\nmodels: [a.st, b.st]\nparameters: {t: [0, 1e99]}\n".to_owned(), &["r.yaml:3:21:", "not a finite number"]),
-        ("merge_method: ties\nmodels: [a.st, b.st]\nparameters: {weight: 1}\n".to_owned(), &["r.yaml:2:9:", "ties needs a `base_model`"]),
-        ("merge_method: slerp\nmodels: [a.st]\nparameters: {t: 1}\n".to_owned(), &["r.yaml:2:9:", "slerp takes 2 models", "there are 1"]),
-        ("name: x\nmerge_method: linear\nmodels: [x]\nparameters: {weight: 1}\n".to_owned(), &["r.yaml:", "every document uses another"]),
-        (format!("merge_method: linear\n{models}---\nmerge_method: linear\n{models}"), &["r.yaml:5:1:", "only one document"]),
+        (
+            "merge_method: slerp\nmodels: [a.st, b.st]\nparameters: {t: x}\n".to_owned(),
+            &["r.yaml:3:17:", "`x` is not a number"],
+        ),
+        (
+            "merge_method: slerp\nmodels: [a.st, b.st]\nparameters: {t: [0, 1e99]}\n".to_owned(),
+            &["r.yaml:3:21:", "not a finite number"],
+        ),
+        (
+            "merge_method: ties\nmodels: [a.st, b.st]\nparameters: {weight: 1}\n".to_owned(),
+            &["r.yaml:2:9:", "ties needs a `base_model`"],
+        ),
+        (
+            "merge_method: slerp\nmodels: [a.st]\nparameters: {t: 1}\n".to_owned(),
+            &["r.yaml:2:9:", "slerp takes 2 models", "there are 1"],
+        ),
+        (
+            "name: x\nmerge_method: linear\nmodels: [x]\nparameters: {weight: 1}\n".to_owned(),
+            &["r.yaml:", "every document uses another"],
+        ),
+        (
+            format!("merge_method: linear\n{models}---\nmerge_method: linear\n{models}"),
+            &["r.yaml:5:1:", "only one document"],
+        ),
         ("merge_method: linear\nmodels: [a.st\n".to_owned(), &["r.yaml:"]),
         (format!("merge_method: linear\n{models}missing: maybe\n"), &["r.yaml:4:10:", "error, base or skip"]),
         (format!("merge_method: linear\n{models}exclude: nothing.like\n"), &["exclude: no tensor's name matches"]),
@@ -406,14 +457,22 @@ fn what_is_wrong_in_a_recipe_is_said_with_its_place() -> Outcome {
         bench.refused(&text, 2, says);
     }
     // What mergekit has no default for is asked for, for all tensors at once.
-    bench.refused("merge_method: linear\nmodels: [a.st, b.st]\n", 1, &["embed.weight", "norm.weight", "no `weight` for a.st"]);
+    bench.refused(
+        "merge_method: linear\nmodels: [a.st, b.st]\n",
+        1,
+        &["embed.weight", "norm.weight", "no `weight` for a.st"],
+    );
     bench.refused("merge_method: slerp\nmodels: [a.st, b.st]\n", 1, &["has no `t`"]);
     // Keys that are none can be let through.
     bench.recipe("r.yaml", &format!("merge_method: linear\n{models}dtpye: float32\n"))?;
     let ran = run(bench.path(), "run r.yaml -o out.safetensors --lenient").ok();
     assert!(ran.stderr.contains("warning: r.yaml:4:1:") && ran.stderr.contains("`dtpye`"), "{}", ran.stderr);
     // A parameter of other methods is none of this one, and harmless.
-    bench.recipe("r.yaml", &format!("merge_method: linear\n{models}parameters: {{weight: 1, int8_mask: true}}\n").replace("parameters: {weight: 1}\n", ""))?;
+    bench.recipe(
+        "r.yaml",
+        &format!("merge_method: linear\n{models}parameters: {{weight: 1, int8_mask: true}}\n")
+            .replace("parameters: {weight: 1}\n", ""),
+    )?;
     let ran = run(bench.path(), "run r.yaml -o out.safetensors").ok();
     assert!(ran.stderr.contains("linear has no parameter `int8_mask`"), "{}", ran.stderr);
     Ok(())
@@ -426,7 +485,11 @@ fn shapes_that_differ_are_reported_together() -> Outcome {
     wide.write(bench.path().join("wide.st"))?;
     Model::new().f32("x", &[1.0]).f32("y", &[1.0, 2.0]).write(bench.path().join("narrow.st"))?;
     let text = "name: n\nmerge_method: linear\nmodels: [wide.st, narrow.st]\nparameters: {weight: 1}\n---\nmerge_method: linear\nmodels: [n, a.st]\nparameters: {weight: 1}\n";
-    bench.refused(text, 1, &["`x (of n)`: has different shapes: [2] in wide.st, [1] in narrow.st", "`y (of n)`", "`only (of n)`"]);
+    bench.refused(
+        text,
+        1,
+        &["`x (of n)`: has different shapes: [2] in wide.st, [1] in narrow.st", "`y (of n)`", "`only (of n)`"],
+    );
     Ok(())
 }
 
@@ -473,7 +536,8 @@ fn a_batch_ends_with_a_table() -> Outcome {
     bench.recipe("recipes/one.yaml", good)?;
     bench.recipe("recipes/two.yaml", &good.replace("../b.st", "../none.st"))?;
     bench.recipe("recipes/three.yaml", &good.replace("linear", "slerp").replace("weight", "t"))?;
-    let ran = run(bench.path(), "run recipes/*.yaml -o out --keep-going --explain").fails(1, &["two.yaml", "no model `../none.st`"]);
+    let ran = run(bench.path(), "run recipes/*.yaml -o out --keep-going --explain")
+        .fails(1, &["two.yaml", "no model `../none.st`"]);
     for part in ["recipe", "one.yaml", "written", "failed", "slerp"] {
         assert!(ran.stdout.contains(part), "{part}: {}", ran.stdout);
     }
@@ -482,7 +546,8 @@ fn a_batch_ends_with_a_table() -> Outcome {
     assert_eq!((&json["failed"], json["recipes"].as_array().map(Vec::len)), (&json!(1), Some(3)));
     assert_eq!(json["recipes"][0]["written"], json!(true));
     // The first failure ends a batch that is not to go on.
-    let json = run(bench.path(), "run recipes/two.yaml recipes/one.yaml -o out --json").fails(1, &["1 recipe not run"]).json();
+    let json =
+        run(bench.path(), "run recipes/two.yaml recipes/one.yaml -o out --json").fails(1, &["1 recipe not run"]).json();
     assert_eq!(json["not_run"], json!(1));
     // Nothing is written without need.
     std::fs::remove_dir_all(bench.path().join("out"))?;
@@ -516,7 +581,10 @@ fn a_folder_says_how_it_was_made_and_nobodys_text_is_lost() -> Outcome {
     assert!(kept.contains("weight: [0.5, 1]"), "{kept}");
     write(&bench.path().join("again.yaml"), kept)?;
     run(bench.path(), "run again.yaml -o again/").ok();
-    assert_eq!(read(&out.join("model.safetensors"))?.tensors, read(&bench.path().join("again/model.safetensors"))?.tensors);
+    assert_eq!(
+        read(&out.join("model.safetensors"))?.tensors,
+        read(&bench.path().join("again/model.safetensors"))?.tensors
+    );
     write(&out.join("README.md"), "my notes")?;
     run(bench.path(), "run r.yaml -o out/").fails(1, &["README.md that ckptmerge did not write"]);
     let shown = run(bench.path(), "inspect out").ok().stdout;

@@ -91,12 +91,15 @@ impl super::Run for Run {
                 Ok(ran) => {
                     let result = if ran.seconds.is_some() { "written" } else { "planned" };
                     let seconds = ran.seconds.map_or(String::new(), |seconds| format!("{seconds:.2} s"));
-                    let row = [name, result.to_owned(), ran.tensors.to_string(), ran.bytes.to_string(), seconds, ran.output];
+                    let row =
+                        [name, result.to_owned(), ran.tensors.to_string(), ran.bytes.to_string(), seconds, ran.output];
                     rows.push(row.to_vec());
                     documents.push(ran.json);
                 }
                 // One recipe's failure is the command's own; so is a stop that was asked for.
-                Err(error) if !is_batch || matches!(error.downcast_ref(), Some(Error::Interrupted)) => return Err(error),
+                Err(error) if !is_batch || matches!(error.downcast_ref(), Some(Error::Interrupted)) => {
+                    return Err(error);
+                }
                 Err(error) => {
                     let message = format!("{error:#}");
                     say(&format!("error: {name}: {message}"));

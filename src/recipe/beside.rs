@@ -11,8 +11,15 @@ const CARD: &str = "README.md";
 /// What a card that may be replaced says of itself.
 const MARK: &str = "<!-- written by ckptmerge -->";
 /// What configurations call the number of layers.
-const LAYERS: [&str; 7] =
-    ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"];
+const LAYERS: [&str; 7] = [
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+];
 /// What configurations call the number of tokens.
 const TOKENS: [&str; 2] = ["vocab_size", "n_vocab"];
 

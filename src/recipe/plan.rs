@@ -73,16 +73,11 @@ pub(super) struct MustBeEqual<'a> {
 }
 
 /// Compares what must be equal, byte for byte, all in one pass.
-pub(super) fn compare(
-    all: &[MustBeEqual<'_>],
-    settings: &Settings,
-    control: Control<'_>,
-) -> Result<Vec<Mismatch>> {
+pub(super) fn compare(all: &[MustBeEqual<'_>], settings: &Settings, control: Control<'_>) -> Result<Vec<Mismatch>> {
     let groups: Vec<Group<'_>> = all.iter().map(|item| Group::bytes(item.views.clone())).collect();
     // Which input differs from the first, if one does.
-    let differing = stream::measure(&groups, settings, control, |_, inputs| {
-        inputs.iter().position(|bytes| bytes != &inputs[0])
-    })?;
+    let differing =
+        stream::measure(&groups, settings, control, |_, inputs| inputs.iter().position(|bytes| bytes != &inputs[0]))?;
     let mismatch = |item: &MustBeEqual<'_>, index: usize| {
         let tensor = item.views[0].tensor;
         let problem = format!(

@@ -116,8 +116,7 @@ impl<'a> Slice<'a> {
     }
 
     fn has_the_inputs_of(&self, other: &Self) -> bool {
-        self.inputs.len() == other.inputs.len()
-            && self.inputs.iter().zip(&other.inputs).all(|(a, b)| Rc::ptr_eq(a, b))
+        self.inputs.len() == other.inputs.len() && self.inputs.iter().zip(&other.inputs).all(|(a, b)| Rc::ptr_eq(a, b))
     }
 }
 
@@ -274,8 +273,8 @@ impl<'a> Planner<'_, 'a> {
         all.extend(slices.first().into_iter().flat_map(|slice| outside(slice, Side::Before)));
         let mut number = 0;
         for slice in slices {
-            let every: Vec<Range<u64>> = slice.inputs.iter().map(|input| 0..layers.count_in(input.names())).collect();
-            let ranges = slice.layers.as_ref().unwrap_or(&every);
+            // Slices without are whole models, which are not put together.
+            let Some(ranges) = &slice.layers else { continue };
             for (input, range) in slice.inputs.iter().zip(ranges) {
                 let count = layers.count_in(input.names().filter(of_module));
                 if range.end > count {
@@ -320,7 +319,9 @@ impl<'a> Planner<'_, 'a> {
             let Some(given) = reference else { return self.leave_out(name) };
             // Two tied tensors that both stay as they are stay tied.
             return Some(match &given.alias_of {
-                Some(target) if !rules.merges(target) && tied(target) => made(name, given, Making::Tied(target.clone())),
+                Some(target) if !rules.merges(target) && tied(target) => {
+                    made(name, given, Making::Tied(target.clone()))
+                }
                 _ => made(name, given, Making::From(given.input.clone())),
             });
         }
@@ -341,7 +342,8 @@ impl<'a> Planner<'_, 'a> {
         }
         let own = reference?;
         let each = |text: fn(&Given<'a>) -> String| {
-            let all = given.iter().zip(&slice.inputs).map(|(given, input)| format!("{} in {}", text(given), input.label));
+            let all =
+                given.iter().zip(&slice.inputs).map(|(given, input)| format!("{} in {}", text(given), input.label));
             all.collect::<Vec<_>>().join(", ")
         };
         if given.iter().any(|given| given.shape != own.shape) {

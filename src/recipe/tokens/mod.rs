@@ -12,7 +12,7 @@ pub(super) mod rows;
 pub(super) mod template;
 mod vocabulary;
 
-pub(super) use vocabulary::{FILE, Vocabulary, ids, union, with_tokens};
+pub(super) use vocabulary::{FILE, MOST, Vocabulary, ids, union, with_tokens};
 
 use super::supply::{Given, Supply};
 use crate::merge::Input;
@@ -116,7 +116,8 @@ impl Alignment {
             if replaced.is_empty() {
                 return Rc::clone(supply);
             }
-            let given = supply.tensors().iter().map(|given| replaced.remove(&given.name).unwrap_or_else(|| given.clone()));
+            let given =
+                supply.tensors().iter().map(|given| replaced.remove(&given.name).unwrap_or_else(|| given.clone()));
             Rc::new(Supply::new(supply.label.clone(), supply.root, given.collect()))
         };
         Ok(inputs.iter().zip(replaced).map(with_rows).collect())
@@ -148,7 +149,10 @@ impl Alignment {
             if let Row::Of(lender, at) = row
                 && beyond(lender, at)
             {
-                return Err(format!("{} has no row {at} in `{tensor}`, for the token {token:?}", lenders[lender].label));
+                return Err(format!(
+                    "{} has no row {at} in `{tensor}`, for the token {token:?}",
+                    lenders[lender].label
+                ));
             }
             if let Some(place) = rows.get_mut(*id as usize) {
                 *place = row;
@@ -194,6 +198,9 @@ impl Alignment {
 /// A tensor as a source of rows.
 fn source<'a>(given: &Given<'a>) -> Result<RowSource<'a>, String> {
     let rows = given.shape.first().copied().unwrap_or(0);
-    let width = given.shape.iter().skip(1).product();
+    let width = given.shape.iter().skip(1).try_fold(1u64, |all, length| all.checked_mul(*length));
+    // With the most rows that there may be, its bytes can still be counted.
+    let width = width.filter(|width| (1..=u64::from(u32::MAX)).contains(width));
+    let width = width.ok_or_else(|| format!("`{}` has rows of no usable length: {:?}", given.name, given.shape))?;
     RowSource::new(&given.input, rows, width).map_err(|problem| format!("`{}` {problem}", given.name))
 }

@@ -40,7 +40,9 @@ impl<'a> RowSource<'a> {
             Input::Tensor(view) => {
                 let dtype = view.tensor.dtype;
                 if !dtype.is_real() || !dtype::can_decode(dtype) || !width.is_multiple_of(dtype.block_elements()) {
-                    return Err(format!("is {dtype}, whose rows cannot be taken apart: convert the model to bf16 first"));
+                    return Err(format!(
+                        "is {dtype}, whose rows cannot be taken apart: convert the model to bf16 first"
+                    ));
                 }
                 Elements::Read(*view)
             }

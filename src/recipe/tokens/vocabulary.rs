@@ -8,6 +8,9 @@ use std::collections::{HashMap, HashSet};
 /// The file of a fast tokenizer.
 pub(in crate::recipe) const FILE: &str = "tokenizer.json";
 
+/// The most rows that a vocabulary may have, padding included: sixty times the largest there is.
+pub(in crate::recipe) const MOST: u64 = 1 << 24;
+
 /// A model's tokens.
 pub(in crate::recipe) struct Vocabulary {
     /// The tokenizer, as its file has it.
@@ -85,7 +88,7 @@ fn vocab_size(config: &Value) -> Option<u64> {
     of(config).or_else(|| of(config.get("text_config")?))
 }
 
-/// All tokens of a tokenizer, ordinary and added ones, with their numbers.
+/// All tokens of a tokenizer, ordinary and added ones, with their numbers; none if it is not one, or has [too many](MOST).
 pub(in crate::recipe) fn ids(json: &Value) -> Option<HashMap<String, u64>> {
     let mut ids = HashMap::new();
     match json.get("model")?.get("vocab")? {
@@ -105,7 +108,7 @@ pub(in crate::recipe) fn ids(json: &Value) -> Option<HashMap<String, u64>> {
     for entry in json.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
         ids.insert(entry.get("content")?.as_str()?.to_owned(), entry.get("id")?.as_u64()?);
     }
-    Some(ids)
+    ids.values().all(|id| *id < MOST).then_some(ids)
 }
 
 /// Adds an entry of `added_tokens`, with the number that its token has or the next that is free.
@@ -155,8 +158,7 @@ pub(in crate::recipe) fn union<'v>(base: Value, others: impl Iterator<Item = &'v
         let entries = vocabulary.json.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
         entries.filter(|entry| entry["id"].as_u64().is_some_and(|id| id < vocabulary.size))
     };
-    let special: HashSet<&str> =
-        others.clone().flat_map(added).filter_map(|entry| entry["content"].as_str()).collect();
+    let special: HashSet<&str> = others.clone().flat_map(added).filter_map(|entry| entry["content"].as_str()).collect();
     let mut words = Vec::new();
     for vocabulary in others.clone() {
         let ordinary = vocabulary.ordered().into_iter().filter(|(_, id)| *id < vocabulary.size);
@@ -180,7 +182,8 @@ mod tests {
             words.iter().enumerate().map(|(id, word)| ((*word).to_owned(), id.into())).collect();
         let added: Vec<Value> =
             added.iter().map(|(token, id)| json!({"id": id, "content": token, "special": true})).collect();
-        let json = json!({"added_tokens": added, "model": {"type": "BPE", "vocab": vocab, "merges": ["a b", ["b", "c"]]}});
+        let json =
+            json!({"added_tokens": added, "model": {"type": "BPE", "vocab": vocab, "merges": ["a b", ["b", "c"]]}});
         Vocabulary { ids: ids(&json).expect("it has tokens"), json, size }
     }
 

@@ -23,12 +23,7 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// [`Error::Recipe`] if the recipe contradicts itself, [`Error::Mismatch`] with everything that does not fit.
-    pub fn of_file(
-        file: &RecipeFile,
-        sources: &'a Sources,
-        settings: &Settings,
-        control: Control<'_>,
-    ) -> Result<Self> {
+    pub fn of_file(file: &RecipeFile, sources: &'a Sources, settings: &Settings, control: Control<'_>) -> Result<Self> {
         let mut assembly = Assembly::new(file, sources);
         let mut last = None;
         for (group, document) in file.used().enumerate() {
@@ -84,13 +79,7 @@ impl<'f, 'a> Assembly<'f, 'a> {
         let models: Vec<Rc<Supply<'a>>> = sources.supplies().map(Rc::new).collect();
         let named = sources.by_text.iter();
         let supplies = named.filter_map(|(text, &index)| Some((text.clone(), Rc::clone(models.get(index)?))));
-        Self {
-            file,
-            supplies: supplies.collect(),
-            mismatches: Vec::new(),
-            left_out: Vec::new(),
-            compare: Vec::new(),
-        }
+        Self { file, supplies: supplies.collect(), mismatches: Vec::new(), left_out: Vec::new(), compare: Vec::new() }
     }
 
     fn supply(&self, reference: &Reference) -> Option<Rc<Supply<'a>>> {
@@ -116,7 +105,8 @@ impl<'f, 'a> Assembly<'f, 'a> {
         self.left_out.extend(planned.left_out.drain(..).map(within));
         let mismatches = planned.mismatches.drain(..);
         let before = self.mismatches.len();
-        self.mismatches.extend(mismatches.map(|Mismatch { tensor, problem }| Mismatch { tensor: within(tensor), problem }));
+        self.mismatches
+            .extend(mismatches.map(|Mismatch { tensor, problem }| Mismatch { tensor: within(tensor), problem }));
         if let (Some(name), Some(root), true) = (name, root, self.mismatches.len() == before) {
             self.supplies.insert(name.to_owned(), Rc::new(planned.into_supply(name.to_owned(), root)));
         }
@@ -153,8 +143,12 @@ impl<'f, 'a> Assembly<'f, 'a> {
             return Ok(String::new());
         };
         let names = || slices.iter().flat_map(|slice| slice.reference().names());
-        let candidates =
-            [format!("{name}/"), format!("{name}."), format!("model.{name}."), format!("model.{}.", name.replace('_', "."))];
+        let candidates = [
+            format!("{name}/"),
+            format!("{name}."),
+            format!("model.{name}."),
+            format!("model.{}.", name.replace('_', ".")),
+        ];
         let found = candidates.into_iter().find(|prefix| names().any(|tensor| tensor.starts_with(prefix)));
         found.ok_or_else(|| {
             let mut heads: Vec<&str> = names().filter_map(|name| name.split(['.', '/']).next()).collect();

@@ -99,9 +99,26 @@ pub(super) enum TokenSource {
 }
 
 const TOP: [&str; 16] = [
-    "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer", "chat_template", "name", "seed", "missing", "include", "exclude",
+    "merge_method",
+    "models",
+    "slices",
+    "modules",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "name",
+    "seed",
+    "missing",
+    "include",
+    "exclude",
 ];
+
+/// More layers than any model has.
+const LAYERS: u64 = 1 << 16;
 
 /// Reads documents, and notes what is odd.
 pub(super) struct Reader<'p> {
@@ -176,7 +193,8 @@ impl Reader<'_> {
 
     fn switch(&self, tree: &Tree, what: &str) -> Result<bool> {
         let text = self.word(tree, what)?;
-        number(text).map_or_else(|| self.fail(tree.place, format!("{what} is true or false, not `{text}`")), |n| Ok(n != 0.0))
+        number(text)
+            .map_or_else(|| self.fail(tree.place, format!("{what} is true or false, not `{text}`")), |n| Ok(n != 0.0))
     }
 
     fn dtype(&self, tree: &Tree) -> Result<DType> {
@@ -186,7 +204,8 @@ impl Reader<'_> {
             return self.fail(tree.place, error);
         };
         if !dtype.is_real() || !dtype::can_encode(dtype) {
-            return self.fail(tree.place, format!("models cannot be merged to {dtype}; choose a float type such as bfloat16"));
+            return self
+                .fail(tree.place, format!("models cannot be merged to {dtype}; choose a float type such as bfloat16"));
         }
         Ok(dtype)
     }
@@ -198,8 +217,10 @@ impl Reader<'_> {
         let Some(name) = present("merge_method") else {
             return self.fail(tree.place, "the recipe has no `merge_method`");
         };
-        let method = merge::method(self.word(name, "`merge_method`")?).map_err(|error| name.place.error(self.path, error))?;
-        let bodies: Vec<&str> = ["models", "slices", "modules"].into_iter().filter(|key| present(key).is_some()).collect();
+        let method =
+            merge::method(self.word(name, "`merge_method`")?).map_err(|error| name.place.error(self.path, error))?;
+        let bodies: Vec<&str> =
+            ["models", "slices", "modules"].into_iter().filter(|key| present(key).is_some()).collect();
         let (["models"] | ["slices"] | ["modules"]) = bodies[..] else {
             return self.fail(tree.place, "a recipe has exactly one of `models`, `slices` and `modules`");
         };
@@ -319,8 +340,7 @@ impl Reader<'_> {
         if let (Value::Scalar(..), false) = (&tree.value, in_slice) {
             return Ok(Source { model: self.reference(tree)?, layers: None, parameters: Rc::default() });
         }
-        let keys: &[&str] =
-            if in_slice { &["model", "layer_range", "parameters"] } else { &["model", "parameters"] };
+        let keys: &[&str] = if in_slice { &["model", "layer_range", "parameters"] } else { &["model", "parameters"] };
         self.map(tree, if in_slice { "source" } else { "model" }, keys)?;
         let Some(model) = tree.get("model") else { return self.fail(tree.place, "this has no `model`") };
         let layers = match (tree.get("layer_range"), in_slice) {
@@ -328,10 +348,15 @@ impl Reader<'_> {
                 Value::List(ends) if ends.len() == 2 => {
                     let ends = ends.iter().map(|end| self.integer(end, "an end of `layer_range`"));
                     let ends = ends.collect::<Result<Vec<u64>>>()?;
-                    if ends[0] >= ends[1] {
-                        return self.fail(range.place, "`layer_range` is [first, behind the last], with at least one layer");
+                    match ends[..] {
+                        [first, end] if first < end && end <= LAYERS => Some(first..end),
+                        _ => {
+                            let message = format!(
+                                "`layer_range` is [first, behind the last], with at least one layer, and none above {LAYERS}"
+                            );
+                            return self.fail(range.place, message);
+                        }
                     }
-                    Some(ends[0]..ends[1])
                 }
                 _ => return self.fail(range.place, "`layer_range` is a list of two numbers: [first, behind the last]"),
             },

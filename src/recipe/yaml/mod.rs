@@ -47,7 +47,10 @@ impl RecipeFile {
     pub fn read(path: &Path, options: &Options) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(Error::io("open", path))?;
         if !kind.is_file() || kind.len() > LIMIT {
-            return Err(Error::Recipe(format!("{}: is not a recipe: not a file of at most {LIMIT} bytes", path.display())));
+            return Err(Error::Recipe(format!(
+                "{}: is not a recipe: not a file of at most {LIMIT} bytes",
+                path.display()
+            )));
         }
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
         let text = String::from_utf8(bytes)
@@ -202,7 +205,8 @@ fn order(path: &Path, documents: &[Document]) -> Result<(Vec<usize>, Vec<String>
         }
     }
     let uses = |index: usize| {
-        let used = references(&documents[index]).into_iter().filter_map(|reference| by_name.get(reference.text.as_str()));
+        let used =
+            references(&documents[index]).into_iter().filter_map(|reference| by_name.get(reference.text.as_str()));
         used.copied().collect::<Vec<usize>>()
     };
     let is_used: HashSet<usize> = (0..documents.len()).flat_map(uses).collect();
@@ -212,7 +216,9 @@ fn order(path: &Path, documents: &[Document]) -> Result<(Vec<usize>, Vec<String>
         _ if documents.is_empty() => return fail("holds no recipe".to_owned()),
         ([only], _) | ([], [only]) => *only,
         ([], []) => return fail("every document uses another: there is no first one".to_owned()),
-        ([], _) => return fail("several documents are used by no other: the one to write is to have no `name`".to_owned()),
+        ([], _) => {
+            return fail("several documents are used by no other: the one to write is to have no `name`".to_owned());
+        }
         ([_, second, ..], _) => {
             let message = "only one document, the one to write, may have no `name`";
             return Err(documents[*second].place.error(path, message));

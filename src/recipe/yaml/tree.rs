@@ -228,9 +228,14 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Vec<Tree>> {
 struct Open {
     place: Place,
     anchor: usize,
-    items: Vec<Tree>,
-    /// The entries, and the key whose value comes next; none for a list.
-    entries: Option<(Vec<Entry>, Option<(String, Place)>)>,
+    parts: Parts,
+}
+
+/// What has come so far of a list or mapping.
+enum Parts {
+    List(Vec<Tree>),
+    /// The entries, and the key whose value comes next.
+    Map(Vec<Entry>, Option<(String, Place)>),
 }
 
 struct Builder<'p> {
@@ -248,15 +253,13 @@ impl Builder<'_> {
                 let tree = Tree { place, value: Value::Scalar(text.into_owned(), style == ScalarStyle::Plain) };
                 self.finished(tree, anchor, 1)
             }
-            Event::SequenceStart(anchor, _) => self.begin(Open { place, anchor, items: Vec::new(), entries: None }),
-            Event::MappingStart(anchor, _) => {
-                self.begin(Open { place, anchor, items: Vec::new(), entries: Some((Vec::new(), None)) })
-            }
+            Event::SequenceStart(anchor, _) => self.begin(Open { place, anchor, parts: Parts::List(Vec::new()) }),
+            Event::MappingStart(anchor, _) => self.begin(Open { place, anchor, parts: Parts::Map(Vec::new(), None) }),
             Event::SequenceEnd | Event::MappingEnd => {
                 let Some(open) = self.open.pop() else { return Ok(()) };
-                let value = match open.entries {
-                    None => Value::List(open.items),
-                    Some((entries, _)) => Value::Map(self.merged(entries)?),
+                let value = match open.parts {
+                    Parts::List(items) => Value::List(items),
+                    Parts::Map(entries, _) => Value::Map(self.merged(entries)?),
                 };
                 self.finished(Tree { place: open.place, value }, open.anchor, 1)
             }
@@ -292,9 +295,12 @@ impl Builder<'_> {
             self.documents.push(tree);
             return Ok(());
         };
-        let Some((entries, key)) = &mut open.entries else {
-            open.items.push(tree);
-            return Ok(());
+        let (entries, key) = match &mut open.parts {
+            Parts::List(items) => {
+                items.push(tree);
+                return Ok(());
+            }
+            Parts::Map(entries, key) => (entries, key),
         };
         match key.take() {
             Some((key, place)) => entries.push(Entry { key, place, tree }),

@@ -6,7 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::recipe::beside::Beside;
 use crate::recipe::supply::Supply;
-use crate::recipe::tokens::{self, Alignment, Origin, Special, Vocabulary, template};
+use crate::recipe::tokens::{self, Alignment, MOST, Origin, Special, Vocabulary, template};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, HashMap};
@@ -68,12 +68,16 @@ impl RecipeFile {
         };
         let wanted = tokenizer.tokens.iter().map(|token| token.token.as_str());
         let json = json.and_then(|json| tokens::with_tokens(json, wanted));
-        let made = json.and_then(|json| Some((Vocabulary { ids: tokens::ids(&json)?, size: 0, json: Value::Null }, json)));
+        let made =
+            json.and_then(|json| Some((Vocabulary { ids: tokens::ids(&json)?, size: 0, json: Value::Null }, json)));
         let Some((output, json)) = made else { return fail("its tokenizers cannot be read".to_owned()) };
         let tokens = output.ordered();
         let rows = tokens.iter().map(|(_, id)| id + 1).max().unwrap_or(0).max(tokens.len() as u64);
-        let rows = tokenizer.pad_to_multiple_of.map_or(rows, |pad| rows.next_multiple_of(pad));
-        let by_text: HashMap<&str, usize> = models.iter().enumerate().map(|(index, (text, _))| (*text, index)).collect();
+        let rows =
+            rows.checked_next_multiple_of(tokenizer.pad_to_multiple_of.unwrap_or(1)).filter(|rows| *rows <= MOST);
+        let Some(rows) = rows else { return fail(format!("an output has at most {MOST} rows of tokens")) };
+        let by_text: HashMap<&str, usize> =
+            models.iter().enumerate().map(|(index, (text, _))| (*text, index)).collect();
         let special = tokenizer.tokens.iter().map(|token| {
             let origin = self.origin(token, tokenizer, &by_text, models, &vocabularies)?;
             Ok((token.token.clone(), Special { origin, force: token.force }))
@@ -102,7 +106,8 @@ impl RecipeFile {
             Some(TokenSource::Other(reference, other)) => (reference, Some(other)),
         };
         let index = by_text.get(reference.text.as_str());
-        let Some((supply, vocabulary)) = index.and_then(|&index| Some((&models.get(index)?.1, vocabularies.get(index)?)))
+        let Some((supply, vocabulary)) =
+            index.and_then(|&index| Some((&models.get(index)?.1, vocabularies.get(index)?)))
         else {
             return Err(tokenizer.place.error(&self.path, format!("`{}` is not one of the models", reference.text)));
         };
