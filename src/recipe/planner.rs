@@ -384,7 +384,8 @@ impl<'a> Planner<'_, 'a> {
         let (slice, rules, name) = (sought.slice, self.rules, sought.output.as_str());
         let scaled = given.iter().find_map(|given| match &given.input {
             Input::Tensor(view) => scale_of(view.tensor, view.checkpoint),
-            _ => None,
+            Input::Generated(_) => None,
+            Input::Node(node) => node.leaves().iter().find_map(|view| scale_of(view.tensor, view.checkpoint)),
         });
         if let Some(scale) = scaled {
             let problem = format!(
