@@ -13,6 +13,7 @@ mod methods_diffusion;
 mod model;
 mod names;
 mod numbers;
+mod recipes;
 mod robust;
 
 use ckptmerge::error; // `formats::pieces` compiles `src/checkpoint/gather.rs` a second time, which names it so.

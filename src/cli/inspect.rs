@@ -118,16 +118,20 @@ fn made_by(model: &Checkpoint) -> String {
     let mut text = format!("  merged by   ckptmerge {}: {}  {}\n", word("ckptmerge"), word("method"), word("formula"));
     let weights = recipe["weights"].as_array().into_iter().flatten().map(Some).chain(std::iter::repeat(None));
     for (input, weight) in inputs.as_array().into_iter().flatten().zip(weights) {
-        let weight = weight.map_or("base".to_owned(), Value::to_string);
+        // A recipe file's models have no one weight.
+        let role = if recipe["yaml"].is_string() { "" } else { "base" };
+        let weight = weight.map_or(role.to_owned(), Value::to_string);
         let (name, print) = (input["name"].as_str().unwrap_or("?"), input["fingerprint"].as_str().unwrap_or("?"));
         text += &format!("              {weight:>8}  {name}  {print}\n");
     }
     for (key, value) in recipe.as_object().into_iter().flatten() {
-        let shown = ["ckptmerge", "method", "formula", "models", "weights", "base"].contains(&key.as_str());
+        let shown = ["ckptmerge", "method", "formula", "models", "weights", "base", "yaml"].contains(&key.as_str());
         if !shown && *value != Value::Bool(false) {
             text += &format!("              {key}: {value}\n");
         }
     }
+    let lines = recipe["yaml"].as_str().into_iter().flat_map(str::lines);
+    lines.for_each(|line| text += &format!("              {line}\n"));
     text
 }
 

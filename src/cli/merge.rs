@@ -194,7 +194,7 @@ impl Run for Merge {
     }
 }
 
-fn explained(formulas: &[Formula]) -> String {
+pub(super) fn explained(formulas: &[Formula]) -> String {
     let mut text = String::new();
     for formula in formulas {
         let mut inputs = formula.inputs.clone();
@@ -211,7 +211,7 @@ fn explained(formulas: &[Formula]) -> String {
     text
 }
 
-fn would(plan: &Plan<'_>, method: &dyn Method, target: &Target, predicted: Prediction) -> String {
+pub(super) fn would(plan: &Plan<'_>, method: &dyn Method, target: &Target, predicted: Prediction) -> String {
     let Prediction { read, written, memory, files } = predicted;
     format!(
         "{} would have {} in {} ({written})\n  method   {}: {}\n  reads    {read}\n  memory   {memory} at its peak, beside pages of mapped inputs\n",
@@ -223,7 +223,7 @@ fn would(plan: &Plan<'_>, method: &dyn Method, target: &Target, predicted: Predi
     )
 }
 
-fn done(plan: &Plan<'_>, target: &Target, written: Prediction, seconds: f64) -> String {
+pub(super) fn done(plan: &Plan<'_>, target: &Target, written: Prediction, seconds: f64) -> String {
     let rate = (written.read.0 + written.written.0) as f64 / seconds.max(1e-9);
     format!(
         "{}: {}, {} in {seconds:.2} s ({}/s read and written)\n",
@@ -234,7 +234,7 @@ fn done(plan: &Plan<'_>, target: &Target, written: Prediction, seconds: f64) -> 
     )
 }
 
-fn document(
+pub(super) fn document(
     plan: &Plan<'_>,
     method: &dyn Method,
     target: &Target,

@@ -12,6 +12,7 @@ mod man;
 mod merge;
 mod methods;
 mod report;
+mod run;
 
 use crate::checkpoint::{IoMode, OpenOptions};
 use crate::dtype::DType;
@@ -48,6 +49,7 @@ macro_rules! subcommands {
 
 subcommands! {
     Merge in merge,
+    Run in run,
     Convert in convert,
     Inspect in inspect,
     Diff in diff,

@@ -138,6 +138,11 @@ pub trait Method: Sync {
         None
     }
 
+    /// Whether something is to be measured over all tensors before any of them is solved, by [`Self::survey`].
+    fn surveys(&self, _terms: &Terms) -> bool {
+        false
+    }
+
     /// What to measure over all tensors of the merge before any of them is solved: numbers that [`Terms::survey`] then
     /// holds. `terms[i]` are those of `tensors[i]`.
     ///

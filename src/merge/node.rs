@@ -93,6 +93,26 @@ impl<'a> Node<'a> {
         Ok(Program { root, leaves, output, unit })
     }
 
+    /// This node and all below it, lowest first.
+    pub fn visit<'n>(&'n self, visit: &mut impl FnMut(&'n Self)) {
+        for input in &self.inputs {
+            if let Input::Node(node) = input {
+                node.visit(visit);
+            }
+        }
+        visit(self);
+    }
+
+    /// As [`Self::visit`], to change them.
+    pub fn visit_mut(&mut self, visit: &mut impl FnMut(&mut Self)) {
+        for input in &mut self.inputs {
+            if let Input::Node(node) = input {
+                node.visit_mut(visit);
+            }
+        }
+        visit(self);
+    }
+
     /// How many elements must come together to be computed and written as `output`.
     #[must_use]
     pub fn unit(&self, output: DType) -> u64 {

@@ -55,6 +55,8 @@ pub struct Terms {
     pub parameters: Vec<(&'static str, Vec<f64>)>,
     /// What random numbers follow from, beside the tensor's name.
     pub seed: u64,
+    /// Which merge of a run it is part of: what is surveyed is surveyed for each.
+    pub group: usize,
     /// What [`Method::survey`](super::Method::survey) has found.
     pub survey: Vec<f64>,
 }
@@ -75,6 +77,7 @@ impl Terms {
             normalize: about.normalizes,
             parameters: about.parameters.iter().map(|p| (p.name, values(p))).collect(),
             seed: 0,
+            group: 0,
             survey: Vec::new(),
         }
     }

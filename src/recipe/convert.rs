@@ -3,6 +3,7 @@
 //! A tensor whose type stays is copied bit for bit. One that changes is decoded, multiplied by its scales if it is an
 //! 8-bit float that has some, and rounded once.
 
+use super::beside::Beside;
 use super::plan::scale_of;
 use super::rename::{replaced, within};
 use super::{Operation, Plan, Planned, Rename, Renamed};
@@ -113,6 +114,7 @@ impl Conversion {
             sources: vec![(model, model.name().to_owned())],
             reference: model,
             frame: model,
+            beside: Beside::default(),
         })
     }
 

@@ -1,8 +1,10 @@
 //! A plan carried out: files laid out, filled and put in place together.
 
 use super::files::{Files, OutputFile, Slot};
+use super::survey::Surveys;
 use super::{Operation, Plan, Planned};
 use crate::checkpoint::{self, FORMATS, Layout, Part, by_extension, is_weights};
+use crate::dtype::DType;
 use crate::error::{Bytes, Error, Result};
 use crate::output::{StagedFile, StagedFolder};
 use crate::stream::{self, Control, Settings};
@@ -76,6 +78,20 @@ impl Plan<'_> {
         }
     }
 
+    /// Whether the small files beside the weights are a folder's, so that the output is best one as well.
+    #[must_use]
+    pub fn is_of_folder(&self) -> bool {
+        self.frame.layout().is_folder
+    }
+
+    /// Files beside the weights that are too large to come along.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if their folder cannot be listed.
+    pub fn left_beside(&self) -> Result<Vec<PathBuf>> {
+        Ok(self.frame.layout().companions()?.1)
+    }
+
     /// What carrying the plan out will cost.
     ///
     /// # Errors
@@ -87,6 +103,10 @@ impl Plan<'_> {
     /// The files laid out, what they cost, and whether they are in a folder; nothing that is there would be lost.
     fn prepare(&self, target: &Target, settings: &Settings) -> Result<(Files<'_, '_>, Prediction, bool)> {
         let is_folder = self.makes_folder(target)?;
+        if !is_folder && self.beside.needs_folder() {
+            let message = "the recipe makes a tokenizer or chat template, which stands beside the weights: give the output a name without an ending, for a folder";
+            return Err(Error::output(&target.path, message));
+        }
         let files = Files::new(self, target, is_folder)?;
         if is_folder {
             self.check_replaceable(target, &files)?;
@@ -111,12 +131,13 @@ impl Plan<'_> {
     /// Whatever was there before is then untouched.
     pub fn emit(&self, target: &Target, settings: &Settings, control: Control<'_>) -> Result<Prediction> {
         let (files, prediction, is_folder) = self.prepare(target, settings)?;
+        let surveys = self.survey(settings, control)?;
         if is_folder {
-            self.emit_folder(target, files, settings, control)?;
+            self.emit_folder(target, files, &surveys, settings, control)?;
         } else {
             for file in &files.weights {
                 let staged = StagedFile::create(&target.path, file.plan.length)?;
-                file.fill(&staged, settings, control)?;
+                file.fill(&staged, &surveys, settings, control)?;
                 stream::check_unchanged(self.sources.iter().map(|(source, _)| *source))?;
                 staged.commit(settings.sync)?;
             }
@@ -128,11 +149,14 @@ impl Plan<'_> {
         &self,
         target: &Target,
         files: Files<'_, '_>,
+        surveys: &Surveys,
         settings: &Settings,
         control: Control<'_>,
     ) -> Result<()> {
         let frame = self.frame.layout();
-        let companions = frame.companions()?.0;
+        let mut companions = frame.companions()?.0;
+        let beside = self.beside.files(&target.path);
+        companions.retain(|relative| !beside.contains_key(relative) && !self.beside.dropped.contains(relative));
 
         let total = files.weights.iter().map(|file| file.plan.length).sum();
         let folder = StagedFolder::create(&target.path, total)?;
@@ -145,8 +169,11 @@ impl Plan<'_> {
         }
         for file in &files.weights {
             let staged = folder.file(&file.relative, file.plan.length)?;
-            file.fill(&staged, settings, control)?;
+            file.fill(&staged, surveys, settings, control)?;
             staged.commit(settings.sync)?;
+        }
+        for (relative, text) in &beside {
+            folder.write(relative, text)?;
         }
         for index in &files.indices {
             folder.write(&index.relative, format!("{:#}\n", index.json).as_bytes())?;
@@ -155,7 +182,8 @@ impl Plan<'_> {
         folder.commit(settings.sync)
     }
 
-    /// A model's `config.json` with the type that its tensors now have, if it names one and that is another.
+    /// A model's `config.json` with what is now another: the type of its tensors, if it names one, and how many layers
+    /// and tokens there are.
     fn config_of_merged(&self, source: &Path, relative: &Path) -> Option<String> {
         if relative.file_name()? != "config.json" {
             return None;
@@ -166,18 +194,15 @@ impl Plan<'_> {
             t.part == part && matches!(t.operation, Operation::Blend(..) | Operation::Merge(..) | Operation::Scale(..))
         };
         let mut dtypes = self.tensors.iter().filter(blended).map(|tensor| tensor.dtype);
-        let dtype = dtypes.next()?;
-        if dtypes.any(|other| other != dtype) {
-            return None;
-        }
+        let dtype = dtypes.next().filter(|dtype| dtypes.all(|other| other == *dtype)).and_then(DType::torch_name);
         // A configuration that cannot be read is copied as it is.
         let mut config = checkpoint::read_json(source).ok()?;
-        let mut changed = false;
+        let mut changed = self.beside.update(&mut config);
         for key in ["torch_dtype", "dtype"] {
-            if let Some(Value::String(name)) = config.get_mut(key)
-                && name != dtype.torch_name()?
+            if let (Some(Value::String(name)), Some(dtype)) = (config.get_mut(key), dtype)
+                && name != dtype
             {
-                *name = dtype.torch_name()?.to_owned();
+                *name = dtype.to_owned();
                 changed = true;
             }
         }
@@ -191,7 +216,9 @@ impl Plan<'_> {
         if !folder.is_dir() {
             return Ok(());
         }
-        let companions = self.frame.layout().companions()?.0;
+        self.beside.check_card(folder)?;
+        let mut companions = self.frame.layout().companions()?.0;
+        companions.extend(self.beside.files(folder).into_keys());
         let weights = files.weights.iter().map(|file| &file.relative);
         let written: BTreeSet<&PathBuf> =
             weights.chain(files.indices.iter().map(|index| &index.relative)).chain(&companions).collect();

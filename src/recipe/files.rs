@@ -1,5 +1,6 @@
 //! Which output tensor goes into which file, and where in it.
 
+use super::survey::Surveys;
 use super::{Operation, Plan, Planned, Target};
 use crate::checkpoint::{FORMATS, TensorView};
 use crate::dtype::DType;
@@ -186,14 +187,20 @@ impl<'a, 'p> OutputFile<'a, 'p> {
     }
 
     /// Writes everything.
-    pub(super) fn fill(&self, staged: &StagedFile, settings: &Settings, control: Control<'_>) -> Result<()> {
+    pub(super) fn fill(
+        &self,
+        staged: &StagedFile,
+        surveys: &Surveys,
+        settings: &Settings,
+        control: Control<'_>,
+    ) -> Result<()> {
         for segment in &self.plan.segments {
             staged.write_at(segment.offset, &segment.bytes)?;
         }
         let slots = self.slots();
         let mut crc32 = vec![0; self.tensors.len()];
         for batch in batches(&slots) {
-            let solved = solve(batch, settings, control)?;
+            let solved = solve(batch, surveys, settings, control)?;
             let items: Vec<Item<'_>> = batch.iter().zip(&solved).map(|(slot, solved)| slot.item(solved)).collect();
             let sums = stream::write(staged, &items, self.plan.wants_crc32, settings, control)?;
             batch.iter().zip(sums).for_each(|(slot, sum)| crc32[slot.number] = sum);
@@ -256,10 +263,15 @@ enum Solved<'a> {
 }
 
 /// Measures and solves the merges among the slots; none for the others.
-fn solve<'a>(slots: &[Slot<'a, '_>], settings: &Settings, control: Control<'a>) -> Result<Vec<Option<Solved<'a>>>> {
+fn solve<'a>(
+    slots: &[Slot<'a, '_>],
+    surveys: &Surveys,
+    settings: &Settings,
+    control: Control<'a>,
+) -> Result<Vec<Option<Solved<'a>>>> {
     let one = |slot: &Slot<'a, '_>| match slot.operation {
         Operation::Merge(node) => {
-            let program = node.solve(slot.output, settings, control)?;
+            let program = surveys.apply(node).solve(slot.output, settings, control)?;
             Ok(Some(program.as_sum().map_or_else(|| Solved::Program(program), Solved::Sum)))
         }
         _ => Ok(None),

@@ -3,26 +3,36 @@
 //! A [`Recipe`] with open models makes a [`Plan`]: for each output tensor its sources, its formula and its type. All
 //! that does not fit is reported together, before any tensor data is read. [`emit`](Plan::emit) carries the plan out.
 
+mod beside;
 mod convert;
 mod emit;
 mod explain;
 mod files;
+mod levels;
 mod place;
 mod plan;
+mod planner;
 mod record;
 mod rename;
+mod supply;
+mod survey;
+mod tokens;
+mod yaml;
 
 pub use convert::Conversion;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
-pub use place::{Anchors, Filter, Layers, Setting};
+pub use place::{Anchors, Filter, Layers, Setting, is_before_layers};
 pub use plan::{Operation, Plan, Planned};
 pub use rename::{Rename, Renamed};
+pub use yaml::{Options, RecipeFile, Sources};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::dtype::{self, DType};
 use crate::error::{Error, Result};
-use crate::merge::{self, ANY, Base, Method, Parameter, Scope, Terms, Weight};
+use crate::merge::{self, ANY, About, Base, Method, Parameter, Scope, Weight};
+use levels::Settings;
+use planner::Rules;
 use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -132,31 +142,42 @@ impl Recipe {
         })
     }
 
-    /// Whether a tensor takes part, or is copied as it is.
-    fn merges(&self, name: &str) -> bool {
-        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
-    }
-
-    /// What the method solves from for a tensor of which each of `models` models has one.
-    fn terms(&self, name: &str, shape: &[u64], models: usize, has_base: bool, layers: &Layers) -> Terms {
-        let about = self.method.about();
-        let mut terms = Terms::new(about, name, shape, models, has_base);
-        let special = self.weights_for.iter().find(|(pattern, _)| pattern.is_match(name)).map(|(_, weights)| weights);
-        if let Some(weights) = special.or(self.weights.as_ref()) {
-            terms.weights.clone_from(weights);
-        }
-        terms.normalize = self.normalize.unwrap_or(about.normalizes);
-        terms.seed = self.seed;
-        let place = layers.place(name);
-        for (parameter, values) in &mut terms.parameters {
-            let Some(settings) = self.parameters.get(*parameter) else { continue };
-            for (index, value) in values.iter_mut().enumerate() {
-                let setting = settings.get(index).or(settings.first());
-                *value = setting.and_then(|setting| setting.at(name, place)).unwrap_or(*value);
+    /// The parameters of the input of this number.
+    fn levels(&self, index: usize) -> Settings {
+        let mut levels = Settings::new();
+        let special = self.weights_for.iter().map(|(pattern, weights)| (Filter::Matches(pattern.clone()), weights));
+        let rules = special.chain(self.weights.iter().map(|weights| (Filter::Any, weights)));
+        let rules: Vec<(Filter, Anchors)> =
+            rules.filter_map(|(filter, weights)| Some((filter, vec![*weights.get(index)?].into()))).collect();
+        levels.insert(levels::WEIGHT.to_owned(), Setting { rules });
+        for (name, settings) in &self.parameters {
+            if let Some(setting) = settings.get(index).or(settings.first()) {
+                levels.insert(name.clone(), setting.clone());
             }
         }
-        terms
+        levels
+    }
+
+    /// The parameters that all inputs share.
+    fn shared_levels(&self) -> Settings {
+        let first = |(name, settings): (&String, &Vec<Setting>)| Some((name.clone(), settings.first()?.clone()));
+        self.parameters.iter().filter_map(first).collect()
+    }
+
+    /// What holds for all tensors.
+    fn rules(&self) -> Rules {
+        Rules {
+            method: self.method,
+            normalizes: self.normalize.unwrap_or(self.method.about().normalizes),
+            strict: false,
+            missing_option: "--missing",
+            seed: self.seed,
+            dtype: self.dtype,
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            missing: self.missing,
+            group: 0,
+        }
     }
 
     /// How many inputs the method takes for models: a base may count as one, and the last may be the base.
@@ -182,21 +203,8 @@ impl Recipe {
             _ => {}
         }
         let count = self.count(models);
-        let (least, most) = about.models;
-        if count < least || count > most {
-            let wanted = match (least, most) {
-                (1, 1) => "one model".to_owned(),
-                (least, most) if least == most => format!("{least} models"),
-                (least, ANY) => format!("at least {least} models"),
-                (least, most) => format!("{least} to {most} models"),
-            };
-            let base = match about.base {
-                Base::Required => " beside the base",
-                Base::Counts => ", of which a base is one",
-                Base::Last => " and a base, which is the last model where --base names none",
-                _ => "",
-            };
-            return fail(format!("{name} takes {wanted}{base}, but there are {count}"));
+        if let Some(problem) = miscount(about, count) {
+            return fail(problem);
         }
         match (self.method.companions(), models.companions.len()) {
             (None, 0) => {}
@@ -253,11 +261,30 @@ impl Recipe {
     }
 }
 
+/// What is wrong with the number of models, if the method does not take that many.
+fn miscount(about: &About, count: usize) -> Option<String> {
+    let (least, most) = about.models;
+    let wanted = match (least, most) {
+        (least, most) if (least..=most).contains(&count) => return None,
+        (1, 1) => "one model".to_owned(),
+        (least, most) if least == most => format!("{least} models"),
+        (least, ANY) => format!("at least {least} models"),
+        (least, most) => format!("{least} to {most} models"),
+    };
+    let base = match about.base {
+        Base::Required => " beside the base",
+        Base::Counts => ", of which a base is one",
+        Base::Last => " and a base, which is the last model where --base names none",
+        _ => "",
+    };
+    Some(format!("{} takes {wanted}{base}, but there are {count}", about.name))
+}
+
 /// A number, or a switch's word for one.
 fn number(text: &str) -> Option<f64> {
     match text {
-        "true" | "on" | "yes" => Some(1.0),
-        "false" | "off" | "no" => Some(0.0),
+        "true" | "True" | "on" | "yes" => Some(1.0),
+        "false" | "False" | "off" | "no" => Some(0.0),
         _ => text.parse().ok(),
     }
 }

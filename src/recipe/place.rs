@@ -23,7 +23,12 @@ pub enum Filter {
 
 /// A value, or several spread evenly over the layers, with straight lines between them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Anchors(pub Vec<f64>);
+pub struct Anchors {
+    /// From the first layer to the last.
+    pub values: Vec<f64>,
+    /// Whether each value holds up to the next, as switches do.
+    pub stepped: bool,
+}
 
 impl Filter {
     fn lets_through(&self, name: &str) -> bool {
@@ -35,15 +40,22 @@ impl Filter {
     }
 }
 
+impl From<Vec<f64>> for Anchors {
+    fn from(values: Vec<f64>) -> Self {
+        Self { values, stepped: false }
+    }
+}
+
 impl Anchors {
     /// The value at a place from 0, the first layer, to 1, the last.
     #[must_use]
     pub fn at(&self, place: f64) -> Option<f64> {
-        let position = place.clamp(0.0, 1.0) * self.0.len().saturating_sub(1) as f64;
+        let values = &self.values;
+        let position = place.clamp(0.0, 1.0) * values.len().saturating_sub(1) as f64;
         let (low, share) = (position.floor(), position.fract());
-        let here = *self.0.get(low as usize)?;
-        let next = self.0.get(low as usize + 1).copied().unwrap_or(here);
-        Some(if share == 0.0 { here } else { (1.0 - share) * here + share * next })
+        let here = *values.get(low as usize)?;
+        let next = values.get(low as usize + 1).copied().unwrap_or(here);
+        Some(if share == 0.0 || self.stepped { here } else { (1.0 - share) * here + share * next })
     }
 }
 
@@ -57,7 +69,7 @@ impl Setting {
     /// Values spread over the layers.
     #[must_use]
     pub fn gradient(values: Vec<f64>) -> Self {
-        Self { rules: vec![(Filter::Any, Anchors(values))] }
+        Self { rules: vec![(Filter::Any, values.into())] }
     }
 
     /// The value for a tensor; none if no rule is for it.
@@ -68,8 +80,21 @@ impl Setting {
 
     /// All numbers in it.
     pub fn values(&self) -> impl Iterator<Item = f64> {
-        self.rules.iter().flat_map(|(_, anchors)| anchors.0.iter().copied())
+        self.rules.iter().flat_map(|(_, anchors)| anchors.values.iter().copied())
     }
+}
+
+/// Words in the names of tensors that come before a model's layers: embeddings, and what takes an image or a latent in.
+const BEFORE_LAYERS: [&str; 11] =
+    ["embed", "wte", "wpe", "word_emb", "position_ids", "conv_in", "img_in", "txt_in", "time_in", "proj_in", "patch"];
+/// Words of those among them that come behind the layers all the same.
+const BEHIND_LAYERS: [&str; 4] = ["embed_out", "unembed", "embedding_out", "output_embed"];
+
+/// Whether a tensor that is in no layer comes before them, by its name; else it comes behind.
+#[must_use]
+pub fn is_before_layers(name: &str) -> bool {
+    let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
+    has(&BEFORE_LAYERS) && !has(&BEHIND_LAYERS)
 }
 
 /// The layers of a model, told from the numbers in the names of its tensors.
@@ -101,6 +126,18 @@ impl Layers {
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    /// The name of the tensor in layer `layer` that has this behind its number.
+    #[must_use]
+    pub fn name(&self, layer: u64, behind: &str) -> String {
+        format!("{}{layer}{behind}", self.prefix)
+    }
+
+    /// How many layers of this kind a model with these names has.
+    #[must_use]
+    pub fn count_in<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> u64 {
+        names.into_iter().filter_map(|name| self.layer(name)).map(|(_, layer, _)| layer + 1).max().unwrap_or(0)
     }
 
     /// The layer that a tensor is in, and what its name has before and behind the number.
@@ -138,11 +175,13 @@ mod tests {
 
     #[test]
     fn anchors_are_joined_by_lines() {
-        let anchors = Anchors(vec![0.0, 1.0, 0.5]);
+        let anchors = Anchors::from(vec![0.0, 1.0, 0.5]);
         let at: Vec<_> = [0.0, 0.25, 0.5, 0.75, 1.0].iter().map(|place| anchors.at(*place)).collect();
         assert_eq!(at, [Some(0.0), Some(0.5), Some(1.0), Some(0.75), Some(0.5)]);
-        assert_eq!(Anchors(vec![0.3]).at(0.7), Some(0.3));
-        assert_eq!(Anchors(Vec::new()).at(0.0), None);
+        assert_eq!(Anchors::from(vec![0.3]).at(0.7), Some(0.3));
+        assert_eq!(Anchors::from(Vec::new()).at(0.0), None);
+        let steps = Anchors { stepped: true, ..anchors };
+        assert_eq!([0.0, 0.25, 0.5, 1.0].map(|place| steps.at(place)), [Some(0.0), Some(0.0), Some(1.0), Some(0.5)]);
     }
 
     #[test]
@@ -159,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_first_filter_that_fits_counts() {
-        let rule = |filter, value| (filter, Anchors(vec![value]));
+        let rule = |filter, value| (filter, Anchors::from(vec![value]));
         let setting = Setting { rules: vec![rule(Filter::Contains("attn".into()), 0.1), rule(Filter::Any, 0.2)] };
         assert_eq!(setting.at("a.attn.w", 0.0), Some(0.1));
         assert_eq!(setting.at("a.mlp.w", 0.0), Some(0.2));

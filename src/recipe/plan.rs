@@ -1,13 +1,17 @@
 //! From a recipe and open models to what each output tensor is made of.
 
-use super::{Layers, Missing, Models, Recipe};
-use crate::checkpoint::{Checkpoint, Tensor, TensorView};
+use super::beside::Beside;
+use super::planner::{self, Made, Making, Module, Slice, Source};
+use super::supply::Supply;
+use super::{Models, Recipe};
+use crate::checkpoint::{Checkpoint, Layout, Tensor, TensorView};
 use crate::dtype::{DType, Simd};
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{Base, Blend, BlendKernel, Input, Node, ScaleKernel};
+use crate::merge::{self, Blend, BlendKernel, Input, Node, ScaleKernel, Terms};
 use crate::stream::{self, Control, Group, Settings};
 use ckptmerge_format::Metadata;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::rc::Rc;
 
 /// Everything that is known of an output before any of it is written: of a merge, or of a conversion.
 pub struct Plan<'a> {
@@ -25,6 +29,8 @@ pub struct Plan<'a> {
     pub(super) reference: &'a Checkpoint,
     /// The model whose small files come along.
     pub(super) frame: &'a Checkpoint,
+    /// What is different in those small files.
+    pub(super) beside: Beside,
 }
 
 /// One output tensor.
@@ -58,9 +64,30 @@ pub enum Operation<'a> {
 }
 
 /// A tensor that must be the same in all of its sources, to be compared once everything else fits.
-struct MustBeEqual<'a> {
-    views: Vec<TensorView<'a>>,
-    labels: Vec<&'a str>,
+pub(super) struct MustBeEqual<'a> {
+    pub(super) views: Vec<TensorView<'a>>,
+    /// What messages call the sources.
+    pub(super) labels: Vec<String>,
+    /// Which of them it is copied from.
+    pub(super) kept: usize,
+}
+
+/// Compares what must be equal, byte for byte, all in one pass.
+pub(super) fn compare(all: &[MustBeEqual<'_>], settings: &Settings, control: Control<'_>) -> Result<Vec<Mismatch>> {
+    let groups: Vec<Group<'_>> = all.iter().map(|item| Group::bytes(item.views.clone())).collect();
+    // Which input differs from the first, if one does.
+    let differing =
+        stream::measure(&groups, settings, control, |_, inputs| inputs.iter().position(|bytes| bytes != &inputs[0]))?;
+    let mismatch = |item: &MustBeEqual<'_>, index: usize| {
+        let tensor = item.views[0].tensor;
+        let problem = format!(
+            "is {} and differs between {} and {}; such tensors are copied, not merged: --exclude it to keep {}'s",
+            tensor.dtype, item.labels[0], item.labels[index], item.labels[item.kept],
+        );
+        Mismatch { tensor: tensor.name.clone(), problem }
+    };
+    let first = |tiles: Vec<Option<usize>>| tiles.into_iter().flatten().next();
+    Ok(all.iter().zip(differing).filter_map(|(item, tiles)| Some(mismatch(item, first(tiles)?))).collect())
 }
 
 impl<'a> Plan<'a> {
@@ -68,34 +95,31 @@ impl<'a> Plan<'a> {
     ///
     /// # Errors
     /// [`Error::Recipe`] if the recipe contradicts itself, [`Error::Mismatch`] with everything that does not fit.
-    pub fn new(recipe: &'a Recipe, models: &'a Models, settings: &Settings, control: Control<'_>) -> Result<Self> {
+    pub fn new(recipe: &Recipe, models: &'a Models, settings: &Settings, control: Control<'_>) -> Result<Self> {
         recipe.check(models)?;
-        let mut planner = Planner {
-            recipe,
-            models,
-            mismatches: Vec::new(),
-            left_out: Vec::new(),
-            compare: Vec::new(),
-            simd: Simd::detect(),
-            layers: Layers::of(models.reference().tensors().iter().map(|tensor| tensor.name.as_str())),
+        let source = |(model, label): (&'a Checkpoint, &String)| Source {
+            supply: Rc::new(Supply::of(label, model)),
+            levels: Rc::default(),
+            layers: None,
         };
-        let mut tensors = Vec::with_capacity(models.reference().tensors().len());
-        for tensor in distinct_tensors(models) {
-            tensors.extend(planner.tensor(tensor));
+        let sources = models.all().zip(models.labels()).map(source).collect();
+        let base = models.base.is_some().then_some(models.tuned.len());
+        let mut slice = Slice::new(recipe.method, sources, base, Vec::new());
+        slice.set_levels(|index| Rc::new(recipe.levels(index)), vec![Rc::new(recipe.shared_levels())]);
+        slice.companions = models.accompanied().map(|(model, label)| Rc::new(Supply::of(label, model))).collect();
+        let module = Module { prefix: String::new(), slices: vec![slice] };
+        let planned = planner::plan(&recipe.rules(), &[module]);
+        if !planned.mismatches.is_empty() {
+            return Err(Error::Mismatch(planned.mismatches));
         }
-        if planner.mismatches.is_empty() {
-            planner.compare(settings, control)?;
+        let different = compare(&planned.compare, settings, control)?;
+        if !different.is_empty() {
+            return Err(Error::Mismatch(different));
         }
-        if !planner.mismatches.is_empty() {
-            return Err(Error::Mismatch(planner.mismatches));
-        }
-        keep_ties_typed(&mut tensors);
-        if tensors.is_empty() {
-            return Err(Error::Recipe("nothing is left to write: no tensor is in every model".to_owned()));
-        }
+        let (reference, frame) = (models.reference(), models.frame());
         Ok(Self {
-            tensors,
-            left_out: planner.left_out,
+            tensors: lowered(planned.made, reference.layout())?,
+            left_out: planned.left_out,
             kept_as: Vec::new(),
             metadata: recipe.metadata(models)?,
             sources: models
@@ -104,223 +128,63 @@ impl<'a> Plan<'a> {
                 .chain(models.accompanied())
                 .map(|(model, label)| (model, label.to_owned()))
                 .collect(),
-            reference: models.reference(),
-            frame: models.frame(),
+            reference,
+            frame,
+            beside: Beside::default(),
         })
     }
 }
 
-/// Gives tied tensors the type of what they are tied to, which may be another than in the inputs.
-fn keep_ties_typed(tensors: &mut [Planned<'_>]) {
-    let dtypes: HashMap<String, DType> = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype)).collect();
-    for tensor in tensors {
-        if let Operation::Alias(target) = &tensor.operation {
-            tensor.dtype = dtypes.get(target).copied().unwrap_or(tensor.dtype);
-        }
+/// The tensors with the fastest operation that makes each, in the parts of the layout that their names begin with.
+///
+/// # Errors
+/// [`Error::Recipe`] if there are none.
+pub(super) fn lowered<'a>(made: Vec<Made<'a>>, layout: &Layout) -> Result<Vec<Planned<'a>>> {
+    if made.is_empty() {
+        return Err(Error::Recipe("nothing is left to write: no tensor is in every model".to_owned()));
     }
+    let dtypes: HashMap<String, DType> = made.iter().map(|made| (made.name.clone(), made.dtype)).collect();
+    let prefixes: Vec<String> = layout.parts.iter().map(|part| part.prefix()).collect();
+    let part_of = |name: &str| {
+        let named = prefixes.iter().position(|prefix| !prefix.is_empty() && name.starts_with(prefix.as_str()));
+        named.or(prefixes.iter().position(String::is_empty)).unwrap_or(0)
+    };
+    let one = |made: Made<'a>| {
+        let operation = match made.making {
+            Making::Tied(target) => Operation::Alias(target),
+            Making::From(input) => operation(input, &made.name, &made.shape, made.dtype)?,
+        };
+        // Tied tensors have the type of what they are tied to, which may be another than in the inputs.
+        let dtype = match &operation {
+            Operation::Alias(target) => dtypes.get(target).copied().unwrap_or(made.dtype),
+            _ => made.dtype,
+        };
+        let part = part_of(&made.name);
+        Ok(Planned { name: made.name, dtype, shape: made.shape, part, operation })
+    };
+    made.into_iter().map(one).collect()
 }
 
-/// Every tensor of the models once, by name; the reference model's first, in its order.
-fn distinct_tensors(models: &Models) -> Vec<&Tensor> {
-    let mut seen = HashSet::new();
-    std::iter::once(models.reference())
-        .chain(models.all())
-        .flat_map(Checkpoint::tensors)
-        .filter(|tensor| seen.insert(tensor.name.as_str()))
-        .collect()
-}
-
-struct Planner<'a> {
-    recipe: &'a Recipe,
-    models: &'a Models,
-    mismatches: Vec<Mismatch>,
-    left_out: Vec<String>,
-    compare: Vec<MustBeEqual<'a>>,
-    simd: Simd,
-    layers: Layers,
-}
-
-impl<'a> Planner<'a> {
-    fn mismatch(&mut self, tensor: &Tensor, problem: String) -> Option<Planned<'a>> {
-        self.mismatches.push(Mismatch { tensor: tensor.name.clone(), problem });
-        None
-    }
-
-    fn leave_out(&mut self, tensor: &Tensor) -> Option<Planned<'a>> {
-        self.left_out.push(tensor.name.clone());
-        None
-    }
-
-    /// What becomes of the tensor of this name; none if it is left out or does not fit.
-    fn tensor(&mut self, tensor: &'a Tensor) -> Option<Planned<'a>> {
-        let name = tensor.name.as_str();
-        let models = self.models;
-        let reference = models.reference().get(name);
-        if !self.recipe.merges(name) {
-            let Some(view) = reference else { return self.leave_out(tensor) };
-            // Two tied tensors that both stay as they are stay tied.
-            return Some(match &view.tensor.alias_of {
-                Some(target) if !self.recipe.merges(target) => self.tied(view.tensor, target),
-                _ => self.copy(view),
-            });
+/// How elements come to be written in a type.
+fn operation<'a>(input: Input<'a>, name: &str, shape: &[u64], dtype: DType) -> Result<Operation<'a>> {
+    let kernel = |blend: Blend, views: Vec<TensorView<'a>>| {
+        let inputs = views.iter().map(|view| view.tensor.dtype).collect();
+        Operation::Blend(BlendKernel { blend, inputs, output: dtype, simd: Simd::detect() }, views)
+    };
+    let whole = || Blend { from_base: false, coefficients: vec![1.0] };
+    Ok(match input {
+        Input::Tensor(view) if view.tensor.dtype == dtype => Operation::Copy(view),
+        Input::Tensor(view) => kernel(whole(), vec![view]),
+        Input::Generated(_) => {
+            let method = merge::method("linear")?;
+            let terms = Terms::new(method.about(), name, shape, 1, false);
+            Operation::Merge(Box::new(Node { method, terms, inputs: vec![input] }))
         }
-        let found: Vec<Option<TensorView<'a>>> = models.all().map(|model| model.get(name)).collect();
-        let views: Vec<TensorView<'a>> = found.iter().flatten().copied().collect();
-        if views.len() < found.len() {
-            return match (self.recipe.missing, reference) {
-                (Missing::Error, _) => {
-                    let lacking: Vec<_> = found
-                        .iter()
-                        .zip(models.labels())
-                        .filter(|(view, _)| view.is_none())
-                        .map(|(_, label)| label.as_str())
-                        .collect();
-                    self.mismatch(tensor, format!("is missing in {} (see --missing)", lacking.join(", ")))
-                }
-                (Missing::Base, Some(view)) => Some(self.cast(view)),
-                _ => self.leave_out(tensor),
-            };
-        }
-
-        if views.iter().any(|view| view.tensor.shape != tensor.shape) {
-            let shapes: Vec<_> = views
-                .iter()
-                .zip(models.labels())
-                .map(|(view, label)| format!("{:?} in {label}", view.tensor.shape))
-                .collect();
-            return self.mismatch(tensor, format!("has different shapes: {}", shapes.join(", ")));
-        }
-        // Tied everywhere to the same tensor, which is merged as well: still tied.
-        if let Some(target) = &tensor.alias_of
-            && self.recipe.merges(target)
-            && views.iter().all(|view| view.tensor.alias_of.as_ref() == Some(target))
-        {
-            return Some(self.tied(tensor, target));
-        }
-        if views.iter().all(|view| view.tensor.dtype.is_real()) {
-            return self.blend(tensor, views);
-        }
-        if views.iter().any(|view| view.tensor.dtype != tensor.dtype) {
-            let dtypes: Vec<_> = views
-                .iter()
-                .zip(models.labels())
-                .map(|(view, label)| format!("{} in {label}", view.tensor.dtype))
-                .collect();
-            return self.mismatch(tensor, format!("has types that do not mix: {}", dtypes.join(", ")));
-        }
-        let labels = models.labels().iter().map(String::as_str).collect();
-        let planned = self.copy(reference?);
-        self.compare.push(MustBeEqual { views, labels });
-        Some(planned)
-    }
-
-    fn planned(&self, tensor: &Tensor, dtype: DType, operation: Operation<'a>) -> Planned<'a> {
-        Planned { name: tensor.name.clone(), dtype, shape: tensor.shape.clone(), part: tensor.part, operation }
-    }
-
-    fn tied(&self, tensor: &Tensor, target: &str) -> Planned<'a> {
-        self.planned(tensor, tensor.dtype, Operation::Alias(target.to_owned()))
-    }
-
-    fn copy(&self, view: TensorView<'a>) -> Planned<'a> {
-        self.planned(view.tensor, view.tensor.dtype, Operation::Copy(view))
-    }
-
-    /// The tensor itself, in the type asked for if it is a float.
-    fn cast(&self, view: TensorView<'a>) -> Planned<'a> {
-        match self.recipe.dtype {
-            Some(dtype) if view.tensor.dtype.is_real() && dtype != view.tensor.dtype => {
-                let blend = Blend { from_base: false, coefficients: vec![1.0] };
-                let kernel = BlendKernel { blend, inputs: vec![view.tensor.dtype], output: dtype, simd: self.simd };
-                self.planned(view.tensor, dtype, Operation::Blend(kernel, vec![view]))
-            }
-            _ => self.copy(view),
-        }
-    }
-
-    /// What the companions have for a tensor, which must fit it.
-    fn accompanying(&self, tensor: &Tensor) -> Result<Vec<TensorView<'a>>, String> {
-        let view = |(companion, label): (&'a Checkpoint, &str)| match companion.get(&tensor.name) {
-            None => Err(format!("is missing in {label}: --exclude it if it is not to be merged")),
-            Some(view) if view.tensor.shape != tensor.shape => {
-                Err(format!("has different shapes: {:?}, but {:?} in {label}", tensor.shape, view.tensor.shape))
-            }
-            Some(view) if !view.tensor.dtype.is_real() => Err(format!("is {} in {label}", view.tensor.dtype)),
-            Some(view) => match scale_of(view.tensor, companion) {
-                Some(scale) => Err(format!("is {} with a scale in `{scale}` in {label}", view.tensor.dtype)),
-                None => Ok(view),
-            },
-        };
-        self.models.accompanied().map(view).collect()
-    }
-
-    fn blend(&mut self, tensor: &'a Tensor, views: Vec<TensorView<'a>>) -> Option<Planned<'a>> {
-        let models = self.models;
-        let scaled = views.iter().zip(models.all()).find_map(|(view, model)| scale_of(view.tensor, model));
-        if let Some(scale) = scaled {
-            let problem = format!(
-                "is {} with a scale in `{scale}`, without which its numbers mean nothing: convert the model to bf16 first, or --exclude it",
-                tensor.dtype
-            );
-            return self.mismatch(tensor, problem);
-        }
-        let method = self.recipe.method;
-        let mut views = views;
-        let has_base = match method.about().base {
-            Base::Last => true,
-            Base::Counts => false,
-            _ => models.base.is_some(),
-        };
-        if models.base.is_some() && !has_base {
-            // The base counts as the first model.
-            views.rotate_right(1);
-        }
-        let count = self.recipe.count(models);
-        // `tensor` is the reference model's own, as every tensor that is in all models comes from it first.
-        let terms = self.recipe.terms(&tensor.name, &tensor.shape, count, has_base, &self.layers);
-        if let Err(problem) = method.check(&terms) {
-            return self.mismatch(tensor, problem);
-        }
-        let inputs: Vec<DType> = views.iter().map(|view| view.tensor.dtype).collect();
-        let promoted = inputs.iter().try_fold(inputs[0], |all, &dtype| all.promote(dtype));
-        let output = self.recipe.dtype.or(promoted)?;
-        let Some(blend) = method.fixed(&terms) else {
-            match self.accompanying(tensor) {
-                Ok(more) => drop(views.splice(count..count, more)),
-                Err(problem) => return self.mismatch(tensor, problem),
-            }
-            let inputs = views.into_iter().map(Input::Tensor).collect();
-            return Some(self.planned(tensor, output, Operation::Merge(Box::new(Node { method, terms, inputs }))));
-        };
-        if !blend.from_base && blend.coefficients == [1.0] && inputs[0] == output {
-            return Some(self.copy(views[0]));
-        }
-        let kernel = BlendKernel { blend, inputs, output, simd: self.simd };
-        Some(self.planned(tensor, output, Operation::Blend(kernel, views)))
-    }
-
-    /// Compares what must be equal, byte for byte, all in one pass.
-    fn compare(&mut self, settings: &Settings, control: Control<'_>) -> Result<()> {
-        let groups: Vec<Group<'a>> = self.compare.iter().map(|item| Group::bytes(item.views.clone())).collect();
-        // Which input differs from the first, if one does.
-        let differing = stream::measure(&groups, settings, control, |_, inputs| {
-            inputs.iter().position(|bytes| bytes != &inputs[0])
-        })?;
-        for (item, tiles) in self.compare.iter().zip(differing) {
-            if let Some(index) = tiles.into_iter().flatten().next() {
-                let tensor = item.views[0].tensor;
-                let problem = format!(
-                    "is {} and differs between {} and {}; such tensors are copied, not merged: --exclude it to keep {}'s",
-                    tensor.dtype,
-                    item.labels[0],
-                    item.labels[index],
-                    self.models.labels()[if self.models.base.is_some() { self.models.tuned.len() } else { 0 }],
-                );
-                self.mismatches.push(Mismatch { tensor: tensor.name.clone(), problem });
-            }
-        }
-        Ok(())
-    }
+        Input::Node(node) => match node.fixed() {
+            Some((blend, views)) => kernel(blend, views),
+            None => Operation::Merge(node),
+        },
+    })
 }
 
 /// The tensor that an 8-bit float tensor must be multiplied with to mean anything, by the names in use.

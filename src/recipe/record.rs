@@ -82,9 +82,9 @@ fn settings_json(settings: &[Setting]) -> Value {
 }
 
 fn setting_json(setting: &Setting) -> Value {
-    let anchors = |Anchors(values): &Anchors| match values[..] {
+    let anchors = |anchors: &Anchors| match anchors.values[..] {
         [value] => Value::from(value),
-        _ => values.clone().into(),
+        _ => anchors.values.clone().into(),
     };
     match &setting.rules[..] {
         [(Filter::Any, value)] => anchors(value),

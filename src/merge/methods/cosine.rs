@@ -210,6 +210,10 @@ impl Method for Cosine {
         sums + columns * (2 * size_of::<f64>() + size_of::<f32>()) as u64
     }
 
+    fn surveys(&self, terms: &Terms) -> bool {
+        terms.is_on("rescale")
+    }
+
     fn survey(&self, terms: &[Terms], tensors: &[Data<'_>]) -> Result<Vec<f64>> {
         let mut values = Vec::new();
         for (terms, data) in terms.iter().zip(tensors).filter(|(terms, _)| terms.is_on("rescale")) {

@@ -491,8 +491,12 @@ impl Method for Sparse {
         if self.sparsifier == Sparsifier::Rank { Rows::of(&terms.shape).unit() as u64 } else { 1 }
     }
 
+    fn surveys(&self, terms: &Terms) -> bool {
+        terms.is_on("global")
+    }
+
     fn survey(&self, terms: &[Terms], tensors: &[Data<'_>]) -> Result<Vec<f64>> {
-        let Some(terms) = terms.first().filter(|terms| terms.is_on("global")) else { return Ok(Vec::new()) };
+        let Some(terms) = terms.first() else { return Ok(Vec::new()) };
         // NaN stands for a model of which everything is kept, or nothing.
         let bounds = self.bounds(terms, tensors)?;
         Ok(bounds.into_iter().map(|bounds| bounds.map_or(f64::NAN, |(low, _)| f64::from(low))).collect())
