@@ -335,3 +335,13 @@ fn fisher_weighs_by_what_models_are_sure_of() -> Outcome {
     assert!(setup.method.check(&terms).is_err());
     Ok(())
 }
+
+#[test]
+fn distances_of_nothing_count_as_something() -> Outcome {
+    let setup = *setups().iter().find(|setup| setup.name() == "nearswap").expect("the table has it");
+    let mut terms = setup.terms(&[1]);
+    set(&mut terms, "t", 1e-7);
+    let found = setup.run(&terms, &[vec![1e-9], vec![0.0]])?;
+    assert_near(&setup, &found, &[1e-10], 1e-15);
+    Ok(())
+}
