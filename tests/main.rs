@@ -7,6 +7,7 @@ mod formats;
 mod hostile;
 mod house;
 mod layouts;
+mod lora;
 mod merge;
 mod model;
 mod numbers;

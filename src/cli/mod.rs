@@ -12,6 +12,7 @@ mod man;
 mod merge;
 mod methods;
 mod report;
+mod task_vector;
 
 use crate::checkpoint::{IoMode, OpenOptions};
 use crate::dtype::DType;
@@ -51,6 +52,7 @@ subcommands! {
     Convert in convert,
     Inspect in inspect,
     Diff in diff,
+    TaskVector in task_vector,
     Methods in methods,
     Formats in formats,
     Completions in completions,

@@ -98,7 +98,7 @@ impl<'a> Plan<'a> {
             left_out: planner.left_out,
             kept_as: Vec::new(),
             metadata: recipe.metadata(models)?,
-            sources: models.all().zip(models.labels().iter().cloned()).collect(),
+            sources: models.sources(),
             reference: models.reference(),
             frame: models.frame(),
         })
@@ -106,7 +106,7 @@ impl<'a> Plan<'a> {
 }
 
 /// Gives tied tensors the type of what they are tied to, which may be another than in the inputs.
-fn keep_ties_typed(tensors: &mut [Planned<'_>]) {
+pub(super) fn keep_ties_typed(tensors: &mut [Planned<'_>]) {
     let dtypes: HashMap<String, DType> = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype)).collect();
     for tensor in tensors {
         if let Operation::Alias(target) = &tensor.operation {
@@ -155,8 +155,10 @@ impl<'a> Planner<'a> {
             let Some(view) = reference else { return self.leave_out(tensor) };
             // Two tied tensors that both stay as they are stay tied.
             return Some(match &view.tensor.alias_of {
-                Some(target) if !self.recipe.merges(target) => self.tied(view.tensor, target),
-                _ => self.copy(view),
+                Some(target) if !self.recipe.merges(target) && !models.unties(view.tensor) => {
+                    self.tied(view.tensor, target)
+                }
+                _ => self.own(view, None),
             });
         }
         let found: Vec<Option<TensorView<'a>>> = models.all().map(|model| model.get(name)).collect();
@@ -172,7 +174,7 @@ impl<'a> Planner<'a> {
                         .collect();
                     self.mismatch(tensor, format!("is missing in {} (see --missing)", lacking.join(", ")))
                 }
-                (Missing::Base, Some(view)) => Some(self.cast(view)),
+                (Missing::Base, Some(view)) => Some(self.own(view, self.recipe.dtype)),
                 _ => self.leave_out(tensor),
             };
         }
@@ -189,6 +191,7 @@ impl<'a> Planner<'a> {
         if let Some(target) = &tensor.alias_of
             && self.recipe.merges(target)
             && views.iter().all(|view| view.tensor.alias_of.as_ref() == Some(target))
+            && !models.unties(tensor)
         {
             return Some(self.tied(tensor, target));
         }
@@ -204,7 +207,7 @@ impl<'a> Planner<'a> {
             return self.mismatch(tensor, format!("has types that do not mix: {}", dtypes.join(", ")));
         }
         let labels = models.labels().iter().map(String::as_str).collect();
-        let planned = self.copy(reference?);
+        let planned = self.copy(tensor, reference?);
         self.compare.push(MustBeEqual { views, labels });
         Some(planned)
     }
@@ -217,19 +220,28 @@ impl<'a> Planner<'a> {
         self.planned(tensor, tensor.dtype, Operation::Alias(target.to_owned()))
     }
 
-    fn copy(&self, view: TensorView<'a>) -> Planned<'a> {
-        self.planned(view.tensor, view.tensor.dtype, Operation::Copy(view))
+    fn copy(&self, tensor: &Tensor, view: TensorView<'a>) -> Planned<'a> {
+        self.planned(tensor, view.tensor.dtype, Operation::Copy(view))
     }
 
-    /// The tensor itself, in the type asked for if it is a float.
-    fn cast(&self, view: TensorView<'a>) -> Planned<'a> {
-        match self.recipe.dtype {
-            Some(dtype) if view.tensor.dtype.is_real() && dtype != view.tensor.dtype => {
+    /// The reference model's tensor with what adapters make of it, in the type given if it is a float, or else its own.
+    fn own(&self, view: TensorView<'a>, dtype: Option<DType>) -> Planned<'a> {
+        match self.models.input(self.models.reference_index(), view) {
+            Input::Tensor(found) => self.cast(view.tensor, found, dtype.unwrap_or(view.tensor.dtype)),
+            Input::Generated(_) => self.copy(view.tensor, view),
+            Input::Node(node) => self.planned(view.tensor, dtype.unwrap_or(view.tensor.dtype), Operation::Merge(node)),
+        }
+    }
+
+    /// The tensor itself, in the type given if it is a float.
+    fn cast(&self, tensor: &Tensor, view: TensorView<'a>, dtype: DType) -> Planned<'a> {
+        match dtype {
+            dtype if view.tensor.dtype.is_real() && dtype != view.tensor.dtype => {
                 let blend = Blend { from_base: false, coefficients: vec![1.0] };
                 let kernel = BlendKernel { blend, inputs: vec![view.tensor.dtype], output: dtype, simd: self.simd };
-                self.planned(view.tensor, dtype, Operation::Blend(kernel, vec![view]))
+                self.planned(tensor, dtype, Operation::Blend(kernel, vec![view]))
             }
-            _ => self.copy(view),
+            _ => self.copy(tensor, view),
         }
     }
 
@@ -244,11 +256,12 @@ impl<'a> Planner<'a> {
             return self.mismatch(tensor, problem);
         }
         let method = self.recipe.method;
-        let mut views = views;
+        let mut inputs: Vec<Input<'a>> =
+            views.iter().enumerate().map(|(index, view)| models.input(index, *view)).collect();
         let has_base = models.base.is_some() && method.about().base != Base::Counts;
         if models.base.is_some() && !has_base {
             // The base counts as the first model.
-            views.rotate_right(1);
+            inputs.rotate_right(1);
         }
         let count = self.recipe.count(models);
         // `tensor` is the reference model's own, as every tensor that is in all models comes from it first.
@@ -256,15 +269,16 @@ impl<'a> Planner<'a> {
         if let Err(problem) = method.check(&terms) {
             return self.mismatch(tensor, problem);
         }
-        let inputs: Vec<DType> = views.iter().map(|view| view.tensor.dtype).collect();
-        let promoted = inputs.iter().try_fold(inputs[0], |all, &dtype| all.promote(dtype));
+        let promoted =
+            views.iter().map(|view| view.tensor.dtype).try_fold(views[0].tensor.dtype, |all, dtype| all.promote(dtype));
         let output = self.recipe.dtype.or(promoted)?;
-        let Some(blend) = method.fixed(&terms) else {
-            let inputs = views.into_iter().map(Input::Tensor).collect();
-            return Some(self.planned(tensor, output, Operation::Merge(Box::new(Node { method, terms, inputs }))));
+        let node = Node { method, terms, inputs };
+        let Some((blend, views)) = node.fixed() else {
+            return Some(self.planned(tensor, output, Operation::Merge(Box::new(node))));
         };
+        let inputs: Vec<DType> = views.iter().map(|view| view.tensor.dtype).collect();
         if !blend.from_base && blend.coefficients == [1.0] && inputs[0] == output {
-            return Some(self.copy(views[0]));
+            return Some(self.copy(tensor, views[0]));
         }
         let kernel = BlendKernel { blend, inputs, output, simd: self.simd };
         Some(self.planned(tensor, output, Operation::Blend(kernel, views)))
