@@ -293,9 +293,12 @@ fn ties_and_replacements() -> Outcome {
         .text("head.weight", "embed.weight")
         .write(folder.path().join("base/model.safetensors"))?;
     let factors = |model: Model, module: &str, rows: u64| {
-        model
-            .with(&format!("base_model.model.{module}.lora_A.weight"), DType::F32, &[1, 3], &[1.0, 2.0, 3.0])
-            .with(&format!("base_model.model.{module}.lora_B.weight"), DType::F32, &[rows, 1], &vec![1.0; rows as usize])
+        model.with(&format!("base_model.model.{module}.lora_A.weight"), DType::F32, &[1, 3], &[1.0, 2.0, 3.0]).with(
+            &format!("base_model.model.{module}.lora_B.weight"),
+            DType::F32,
+            &[rows, 1],
+            &vec![1.0; rows as usize],
+        )
     };
     let adapter = |name: &str, model: Model| -> Outcome<PathBuf> {
         write(&folder.path().join(name).join("adapter_config.json"), json!({"r": 1, "lora_alpha": 1}).to_string())?;
@@ -321,7 +324,10 @@ fn ties_and_replacements() -> Outcome {
     let whole = whole.with("base_model.model.out.weight", DType::F32, &[2, 3], &[0.1; 6]);
     let saved = merged(&adapter("whole", factors(whole, "embed", 4))?)?;
     assert_eq!(saved.names(), ["embed.weight", "head.weight", "out.weight"]);
-    assert_eq!(saved.values("head.weight"), [7.0; 12].iter().zip([1.0, 2.0, 3.0].repeat(4)).map(|(a, b)| a + b).collect::<Vec<_>>());
+    assert_eq!(
+        saved.values("head.weight"),
+        [7.0; 12].iter().zip([1.0, 2.0, 3.0].repeat(4)).map(|(a, b)| a + b).collect::<Vec<_>>()
+    );
     assert_eq!(saved.tensors["out.weight"].dtype, DType::BF16);
     Ok(())
 }
@@ -348,7 +354,8 @@ fn any_format_will_do_and_what_is_assumed_is_said() -> Outcome {
     convert(&with(&base, &[&binary_adapter]), &two);
     assert_eq!(std::fs::read(&one)?, std::fs::read(&two)?);
 
-    let warned = convert(&with(&fixture("lora/unet.safetensors"), &[&fixture("lora/kohya/no_alpha.safetensors")]), &two);
+    let warned =
+        convert(&with(&fixture("lora/unet.safetensors"), &[&fixture("lora/kohya/no_alpha.safetensors")]), &two);
     assert!(warned.contains("warning: no_alpha.safetensors: no alpha") && warned.contains("scale 1"), "{warned}");
 
     let ran = binary().arg("merge").arg(&peft).arg("-o").arg(&two).output()?;
@@ -398,14 +405,22 @@ fn hostile_adapters_are_refused() -> Outcome {
         ("core misfit", good().f32("lora_unet_q.lora_mid.weight", &[1.0]), "does not fit"),
         (
             "to bytes",
-            f32s("lora_unet_n.lora_down.weight", &[1, 3]).with("lora_unet_n.lora_up.weight", DType::F32, &[2, 1], &[1.0; 2]),
+            f32s("lora_unet_n.lora_down.weight", &[1, 3]).with(
+                "lora_unet_n.lora_up.weight",
+                DType::F32,
+                &[2, 1],
+                &[1.0; 2],
+            ),
             "is U8 and cannot be computed with",
         ),
         (
             "twice",
-            good()
-                .with("q.lora_A.weight", DType::F32, &[1, 3], &[1.0; 3])
-                .with("q.lora_B.weight", DType::F32, &[2, 1], &[1.0; 2]),
+            good().with("q.lora_A.weight", DType::F32, &[1, 3], &[1.0; 3]).with(
+                "q.lora_B.weight",
+                DType::F32,
+                &[2, 1],
+                &[1.0; 2],
+            ),
             "is for as well",
         ),
         ("integers", good().raw("unet.i.lora_A.weight", DType::U8, &[1], vec![1]), "has only the first factor"),

@@ -188,10 +188,10 @@ mod tests {
     #[test]
     fn components_have_their_own() {
         let found = of_components(r#"{"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": 2}"#);
-        assert_eq!(found.iter().map(|(name, map)| (name.as_str(), map.len())).collect::<Vec<_>>(), [
-            ("unet.", 2),
-            ("text_encoder.", 1)
-        ]);
+        assert_eq!(
+            found.iter().map(|(name, map)| (name.as_str(), map.len())).collect::<Vec<_>>(),
+            [("unet.", 2), ("text_encoder.", 1)]
+        );
         assert!(of_components("[").is_empty());
     }
 }

@@ -105,7 +105,9 @@ pub(super) fn split(name: &str) -> (&str, Role) {
     for (part, last, role) in NAMED_PARTS {
         let within = match parts[..] {
             [end, found, ..] if end == last && found == part => Some(found.len() + end.len() + 2),
-            [end, adapter, found, _] if end == last && found == part => Some(found.len() + adapter.len() + end.len() + 3),
+            [end, adapter, found, _] if end == last && found == part => {
+                Some(found.len() + adapter.len() + end.len() + 3)
+            }
             _ => None,
         };
         if let Some(module) = within.and_then(|length| name.get(..name.len() - length)) {
@@ -247,7 +249,11 @@ mod tests {
             ("lora_unet_a.hada_w1_a", "lora_unet_a.hada_w1_a", Role::Refused("LoHa")),
             ("lora_unet_a.lokr_w1", "lora_unet_a.lokr_w1", Role::Refused("LoKr")),
             ("base_model.model.a.ia3_l", "base_model.model.a.ia3_l", Role::Refused("IA3")),
-            ("base_model.model.a.lora_magnitude_vector.weight", "base_model.model.a.lora_magnitude_vector.weight", Role::Refused("DoRA")),
+            (
+                "base_model.model.a.lora_magnitude_vector.weight",
+                "base_model.model.a.lora_magnitude_vector.weight",
+                Role::Refused("DoRA"),
+            ),
             ("lora_unet_a.diff", "lora_unet_a.diff", Role::Unknown),
             ("lora_A.weight", "lora_A.weight", Role::Unknown),
             ("", "", Role::Unknown),

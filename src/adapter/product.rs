@@ -123,10 +123,9 @@ impl Low<'_> {
         }
         let (mut left, right) = match layout {
             Layout::Plain => (up, down),
-            Layout::Transposed => (
-                transposed(&down, rank as usize, rows as usize),
-                transposed(&up, columns as usize, rank as usize),
-            ),
+            Layout::Transposed => {
+                (transposed(&down, rank as usize, rows as usize), transposed(&up, columns as usize, rank as usize))
+            }
         };
         let scale = scale as f32;
         vector::update(&mut left, [], |left, []| left * scale);

@@ -178,7 +178,8 @@ impl<'r> Reader<'r> {
             return self.mismatch(&name, problem);
         }
         if !can_add(own) || !can_add(tensor) {
-            return self.mismatch(&name, format!("is {} and cannot replace `{target}`, which is {}", tensor.dtype, own.dtype));
+            return self
+                .mismatch(&name, format!("is {} and cannot replace `{target}`, which is {}", tensor.dtype, own.dtype));
         }
         if self.adapters.replaced.insert(target.to_owned(), (self.number, number)).is_some() {
             self.mismatch(&name, format!("replaces `{target}`, which another tensor replaces already"));
@@ -197,7 +198,8 @@ impl<'r> Reader<'r> {
 
     /// Puts a module's product and bias in place.
     fn module(&mut self, name: &str, module: &Module) -> Result<()> {
-        let numbers_of = [module.down.map(|(n, _)| n), module.up.map(|(n, _)| n), module.core, module.bias, module.alpha];
+        let numbers_of =
+            [module.down.map(|(n, _)| n), module.up.map(|(n, _)| n), module.core, module.bias, module.alpha];
         let target = match self.names.find(name) {
             Ok(target) => target.to_owned(),
             Err(lost @ Lost::Ambiguous(_)) => {
@@ -253,8 +255,12 @@ impl<'r> Reader<'r> {
         let ((down, layout), up) = match (module.down, module.up) {
             (Some(down), Some((up, _))) => (down, up),
             (None, None) => return Ok(Err("has neither of the two factors of a product".to_owned())),
-            (None, _) => return Ok(Err("has only the second factor (lora_up, lora_B); the first is missing".to_owned())),
-            (_, None) => return Ok(Err("has only the first factor (lora_down, lora_A); lora_up is missing".to_owned())),
+            (None, _) => {
+                return Ok(Err("has only the second factor (lora_up, lora_B); the first is missing".to_owned()));
+            }
+            (_, None) => {
+                return Ok(Err("has only the first factor (lora_down, lora_A); lora_up is missing".to_owned()));
+            }
         };
         let tensors = [Some(down), Some(up), module.core].into_iter().flatten().map(|number| self.tensor(number));
         if let Some(tensor) = tensors.chain([own]).find(|tensor| !can_add(tensor)) {
@@ -369,7 +375,8 @@ fn shape(layout: Layout, own: &[u64], down: &[u64], up: &[u64], core: Option<&[u
         return if spread && outputs == rows && layout == Layout::Plain { Ok(sizes(layout)) } else { Err(misfit()) };
     }
     let plain = outputs == rows && inputs == rest;
-    let transposed = own.len() == 2 && inputs.len() <= 1 && [outputs, inputs.first().copied().unwrap_or(1)] == [columns, rows];
+    let transposed =
+        own.len() == 2 && inputs.len() <= 1 && [outputs, inputs.first().copied().unwrap_or(1)] == [columns, rows];
     // PEFT goes by the layer's type, which its shape tells unless it is square.
     match (layout, plain, transposed) {
         (Layout::Plain, true, _) => Ok(sizes(Layout::Plain)),

@@ -213,12 +213,12 @@ impl Extraction {
                 let (rows, columns) = sizes(&changed.shape);
                 let name = |part: &str| format!("{PEFT}{module}.{part}");
                 if self.is_turned(changed, *embedding) {
-                    let [a, b] =
-                        if *embedding { ["lora_embedding_A", "lora_embedding_B"] } else { ["lora_A.weight", "lora_B.weight"] };
-                    return vec![
-                        spec(name(a), vec![*rank, rows as u64]),
-                        spec(name(b), vec![columns as u64, *rank]),
-                    ];
+                    let [a, b] = if *embedding {
+                        ["lora_embedding_A", "lora_embedding_B"]
+                    } else {
+                        ["lora_A.weight", "lora_B.weight"]
+                    };
+                    return vec![spec(name(a), vec![*rank, rows as u64]), spec(name(b), vec![columns as u64, *rank])];
                 }
                 let (mut a, mut b) = (changed.shape.clone(), vec![1; changed.shape.len()]);
                 a[0] = *rank;

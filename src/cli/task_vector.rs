@@ -44,8 +44,8 @@ pub(super) struct TaskVector {
     /// Columns of the random projection beyond the rank
     #[arg(long, value_name = "N", default_value_t = 10, requires = "rank")]
     oversample: u64,
-    /// How often the projection is sharpened; 0 is fastest, and finds less of changes of high rank
-    #[arg(long, value_name = "N", default_value_t = 2, requires = "rank")]
+    /// How often the projection is sharpened at most; it ends where the energy stands still. 0 is fastest
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "rank")]
     power: u32,
     /// What the random projection follows from
     #[arg(long, value_name = "N", default_value_t = 0, requires = "rank")]
@@ -120,16 +120,25 @@ impl Run for TaskVector {
 }
 
 impl TaskVector {
-    fn low_rank(&self, common: &Common, difference: &Difference, models: &Models, rank: u64) -> anyhow::Result<ExitCode> {
+    fn low_rank(
+        &self,
+        common: &Common,
+        difference: &Difference,
+        models: &Models,
+        rank: u64,
+    ) -> anyhow::Result<ExitCode> {
         let report = common.report();
         let mut settings = common.settings();
         settings.sync = !self.no_sync;
         if by_extension(&self.output).is_some() || is_weights(&self.output) {
-            let message = "a LoRA is a folder, of its weights and its configuration: give the output a name without an ending";
+            let message =
+                "a LoRA is a folder, of its weights and its configuration: give the output a name without an ending";
             return Err(Error::output(&self.output, message).into());
         }
         if self.dtype.bytes().is_none() || !self.dtype.is_real() || !numbers::can_encode(self.dtype) {
-            return Err(Error::Recipe(format!("a LoRA cannot be of {}; choose a float type such as f32", self.dtype)).into());
+            return Err(
+                Error::Recipe(format!("a LoRA cannot be of {}; choose a float type such as f32", self.dtype)).into()
+            );
         }
         let embeddings = match &self.embeddings {
             Some(pattern) => pattern.clone(),
@@ -141,9 +150,8 @@ impl TaskVector {
         let changed = report.watched(0, |control| difference.changed(models, &settings, control))?;
         let bytes = changed.iter().map(|tensor| 4 * tensor.shape.iter().product::<u64>()).sum();
         let sources: Vec<_> = models.all().collect();
-        let extracted = report.watched(bytes, |control| {
-            extraction.write(&changed, &sources, &self.output, &settings, control)
-        })?;
+        let extracted =
+            report.watched(bytes, |control| extraction.write(&changed, &sources, &self.output, &settings, control))?;
         let seconds = start.elapsed().as_secs_f64();
         let lower: Vec<String> = extracted
             .layers
@@ -160,10 +168,8 @@ impl TaskVector {
             let names = shortened(&extracted.left_out);
             report.warn(&format!("{left_out} changed, but PEFT has no place for them: they are left out: {names}"));
         }
-        report.answer(
-            || text(&self.output, &extracted, seconds),
-            || document(&self.output, rank, &extracted, seconds),
-        )?;
+        report
+            .answer(|| text(&self.output, &extracted, seconds), || document(&self.output, rank, &extracted, seconds))?;
         Ok(ExitCode::SUCCESS)
     }
 }

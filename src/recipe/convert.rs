@@ -150,9 +150,9 @@ impl Conversion {
     ) -> Result<(&'a Tensor, Planned<'a>), String> {
         let view = model.view(tensor);
         let planned = |dtype, operation| Ok((tensor, self.planned(model, tensor, dtype, operation)));
-        let adapted = adapters.map(|adapters| adapters.over(view)).filter(
-            |input| !matches!(input, Input::Tensor(own) if std::ptr::eq(own.tensor, tensor)),
-        );
+        let adapted = adapters
+            .map(|adapters| adapters.over(view))
+            .filter(|input| !matches!(input, Input::Tensor(own) if std::ptr::eq(own.tensor, tensor)));
         let wanted = self.dtype_of(tensor).or(adapted.is_some().then_some(tensor.dtype));
         let Some(mut output) = wanted else { return planned(tensor.dtype, Operation::Copy(view)) };
         if !tensor.dtype.is_real() || !output.is_real() {

@@ -96,7 +96,12 @@ impl Difference {
     ///
     /// # Errors
     /// As [`Self::plan`].
-    pub fn changed<'a>(&self, models: &'a Models, settings: &Settings, control: Control<'_>) -> Result<Vec<Changed<'a>>> {
+    pub fn changed<'a>(
+        &self,
+        models: &'a Models,
+        settings: &Settings,
+        control: Control<'_>,
+    ) -> Result<Vec<Changed<'a>>> {
         let parts = &models.reference().layout().parts;
         if parts.len() > 1 {
             let names: Vec<&str> = parts.iter().map(|part| part.folder.as_str()).collect();
@@ -130,7 +135,8 @@ impl Difference {
         matches_something(include.chain(exclude), names)?;
         let mut taken = Taken { pairs: Vec::new(), tied: Vec::new(), left_out: Vec::new() };
         let (mut mismatches, mut same) = (Vec::new(), Vec::new());
-        let mut mismatch = |tensor: &str, problem: String| mismatches.push(Mismatch { tensor: tensor.to_owned(), problem });
+        let mut mismatch =
+            |tensor: &str, problem: String| mismatches.push(Mismatch { tensor: tensor.to_owned(), problem });
         for tensor in base.tensors() {
             let name = tensor.name.as_str();
             if !self.takes(name) {
@@ -147,7 +153,12 @@ impl Difference {
             if shapes[0] != shapes[1] {
                 mismatch(name, format!("has shape {:?} in the base and {:?} in the tuned model", shapes[0], shapes[1]));
             } else if let Some(scale) = scale {
-                mismatch(name, format!("has a scale in `{scale}`, without which its numbers mean nothing: convert the models to bf16 first"));
+                mismatch(
+                    name,
+                    format!(
+                        "has a scale in `{scale}`, without which its numbers mean nothing: convert the models to bf16 first"
+                    ),
+                );
             } else if tensor.alias_of.as_ref().is_some_and(|target| {
                 self.takes(target) && other.tensor.alias_of.as_ref() == Some(target) && !models.unties(tensor)
             }) {

@@ -308,7 +308,8 @@ impl Models {
             names.push(joined(&parts));
             if adapter::is_adapter(&first) {
                 let Some(base) = base_parts.as_ref().filter(|base| **base != parts) else {
-                    let message = "is an adapter, not a model: name its model before it, as in MODEL+ADAPTER, or with --base";
+                    let message =
+                        "is an adapter, not a model: name its model before it, as in MODEL+ADAPTER, or with --base";
                     return Err(Error::model(&parts[0], message));
                 };
                 over.insert(0, std::mem::replace(&mut first, Checkpoint::open_with(&base[0], options)?));
