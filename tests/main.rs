@@ -12,5 +12,6 @@ mod merge;
 mod model;
 mod numbers;
 mod robust;
+mod task_vector;
 
 use ckptmerge::error; // `formats::pieces` compiles `src/checkpoint/gather.rs` a second time, which names it so.

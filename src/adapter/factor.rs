@@ -187,7 +187,7 @@ impl Change<'_, '_> {
             captured = energy;
             if width < smaller && round < sketch.power && !stands_still {
                 let next = there(&fresh)?.dense();
-                if space.basis.ncols() + width > smaller.min(BLOCKS * width) {
+                if space.basis.ncols() + width > BLOCKS * width {
                     space = space.turned(&ritz, width);
                 }
                 block = space.orthogonal(next);
