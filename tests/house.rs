@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 /// What each module of `src/` may use, beside [`ANYWHERE`].
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["recipe", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
-    ("recipe", &["merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
+    ("cli", &["recipe", "adapter", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
+    ("recipe", &["adapter", "merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
+    ("adapter", &["merge", "stream", "checkpoint", "output", "dtype"]),
     ("merge", &["stream", "checkpoint", "dtype"]),
     ("analysis", &["stream", "checkpoint", "output", "dtype"]),
     ("plot", &[]),

@@ -7,10 +7,12 @@ mod formats;
 mod hostile;
 mod house;
 mod layouts;
+mod lora;
 mod merge;
 mod model;
 mod numbers;
 mod recipes;
 mod robust;
+mod task_vector;
 
 use ckptmerge::error; // `formats::pieces` compiles `src/checkpoint/gather.rs` a second time, which names it so.

@@ -2,6 +2,7 @@
 
 use super::report::{count, shortened};
 use super::{Common, Run, dtype, shard_size};
+use crate::adapter::{self, Adapters, Unplaced};
 use crate::checkpoint::{Checkpoint, format};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
@@ -24,7 +25,7 @@ use std::time::Instant;
   ckptmerge convert model/ out/ --shard-size 5GB
   ckptmerge convert training.ckpt ema.safetensors --select ema --exclude '^optimizer'")]
 pub(super) struct Convert {
-    /// The model
+    /// The model; MODEL+ADAPTER writes it with a LoRA in its tensors
     input: PathBuf,
     /// The file or folder to write
     output: PathBuf,
@@ -108,9 +109,15 @@ impl Run for Convert {
             rename: self.rename.as_deref().map(rules).transpose()?.unwrap_or_default(),
             metadata: self.metadata.clone(),
         };
-        let model = Checkpoint::open_with(&self.input, &common.open())?;
+        let parts = adapter::split_path(&self.input);
+        let model = Checkpoint::open_with(&parts[0], &common.open())?;
         report.about(&model);
-        let plan = conversion.plan(&model)?;
+        let adapters = match &parts[1..] {
+            [] => None,
+            over => Some(Adapters::open(over, &model, &common.open(), Unplaced::Error)?),
+        };
+        adapters.iter().flat_map(Adapters::warnings).for_each(|warning| report.warn(warning));
+        let plan = conversion.plan_with(&model, adapters.as_ref())?;
         if !plan.kept_as.is_empty() {
             let names: Vec<String> = plan.kept_as.iter().map(|(name, _)| name.clone()).collect();
             report.warn(&format!(

@@ -6,10 +6,11 @@
 use super::beside::Beside;
 use super::plan::scale_of;
 use super::{Operation, Plan, Planned, matches_something};
+use crate::adapter::Adapters;
 use crate::checkpoint::{Checkpoint, Tensor, TensorView};
 use crate::dtype::{self, DType, Kind, Simd};
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{Blend, BlendKernel, ScaleKernel};
+use crate::merge::{Blend, BlendKernel, Input, ScaleKernel};
 use regex::Regex;
 use std::collections::{HashMap, HashSet};
 
@@ -52,6 +53,14 @@ impl Conversion {
     /// # Errors
     /// [`Error::Mismatch`] with every tensor that cannot be converted, [`Error::Recipe`] if nothing is left.
     pub fn plan<'a>(&self, model: &'a Checkpoint) -> Result<Plan<'a>> {
+        self.plan_with(model, None)
+    }
+
+    /// As [`Self::plan`], of a model with adapters over it, which the output then has in its tensors.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn plan_with<'a>(&self, model: &'a Checkpoint, adapters: Option<&'a Adapters>) -> Result<Plan<'a>> {
         let special = self.dtype_for.iter().map(|(pattern, _)| ("--dtype-for", pattern));
         let include = self.include.iter().map(|pattern| ("--include", pattern));
         let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
@@ -71,7 +80,7 @@ impl Conversion {
                 tensors.push((tensor, self.planned(model, tensor, tensor.dtype, Operation::Copy(model.view(tensor)))));
                 continue;
             }
-            match self.tensor(model, tensor, &mut consumed, &mut kept_as) {
+            match self.tensor((model, adapters), tensor, &mut consumed, &mut kept_as) {
                 Ok(planned) => tensors.push(planned),
                 Err(problem) => mismatches.push(Mismatch { tensor: tensor.name.clone(), problem }),
             }
@@ -96,6 +105,7 @@ impl Conversion {
             if let Some(target) = &tensor.alias_of
                 && let Some(name) = names.get(target.as_str())
                 && dtypes.get(target) == Some(&planned.dtype)
+                && !adapters.is_some_and(|adapters| adapters.unties(tensor))
             {
                 planned.operation = Operation::Alias(name.clone());
             }
@@ -117,7 +127,10 @@ impl Conversion {
             left_out,
             kept_as,
             metadata,
-            sources: vec![(model, model.name().to_owned())],
+            sources: std::iter::once(model)
+                .chain(adapters.into_iter().flat_map(Adapters::sources))
+                .map(|source| (source, source.name().to_owned()))
+                .collect(),
             reference: model,
             frame: model,
             beside: Beside::default(),
@@ -132,14 +145,17 @@ impl Conversion {
 
     fn tensor<'a>(
         &self,
-        model: &'a Checkpoint,
+        (model, adapters): (&'a Checkpoint, Option<&'a Adapters>),
         tensor: &'a Tensor,
         consumed: &mut HashSet<String>,
         kept_as: &mut Vec<(String, DType)>,
     ) -> Result<(&'a Tensor, Planned<'a>), String> {
         let view = model.view(tensor);
         let planned = |dtype, operation| Ok((tensor, self.planned(model, tensor, dtype, operation)));
-        let wanted = self.dtype_of(tensor);
+        let adapted = adapters
+            .map(|adapters| adapters.over(view))
+            .filter(|input| !matches!(input, Input::Tensor(own) if std::ptr::eq(own.tensor, tensor)));
+        let wanted = self.dtype_of(tensor).or(adapted.is_some().then_some(tensor.dtype));
         let Some(mut output) = wanted else { return planned(tensor.dtype, Operation::Copy(view)) };
         if !tensor.dtype.is_real() || !output.is_real() {
             return Err(format!("is {} and cannot become {output}: only real numbers change their type", tensor.dtype));
@@ -154,6 +170,18 @@ impl Conversion {
             output = DType::F32;
             kept_as.push((tensor.name.clone(), output));
         }
+        match (adapted, scale_of(tensor, model)) {
+            (None, _) => {}
+            (Some(_), Some(scale)) => {
+                return Err(format!(
+                    "is {} with a scale in `{scale}`, so nothing can be added to it: convert the model to bf16 first",
+                    tensor.dtype
+                ));
+            }
+            (Some(Input::Node(node)), None) => return planned(output, Operation::Merge(node)),
+            (Some(Input::Tensor(view)), None) => return planned(output, converted(view, output)),
+            (Some(Input::Generated(_)), None) => return Err("has no elements of its own".to_owned()),
+        }
         if let Some(scale) = scale_of(tensor, model) {
             let scales = model.get(&scale).ok_or("has no scales")?;
             let values = read_scales(scales)?;
@@ -161,10 +189,7 @@ impl Conversion {
             consumed.insert(scale);
             return planned(output, Operation::Scale(kernel, view));
         }
-        planned(
-            output,
-            cast(tensor, output).map_or(Operation::Copy(view), |kernel| Operation::Blend(kernel, vec![view])),
-        )
+        planned(output, converted(view, output))
     }
 }
 
@@ -180,8 +205,12 @@ fn read_scales(scales: TensorView<'_>) -> Result<Vec<f32>, String> {
     Ok(values)
 }
 
-/// A change of type alone; none if it is the same.
-fn cast(tensor: &Tensor, output: DType) -> Option<BlendKernel> {
+/// A tensor in another type, or a copy if it is the same.
+fn converted(view: TensorView<'_>, output: DType) -> Operation<'_> {
+    if view.tensor.dtype == output {
+        return Operation::Copy(view);
+    }
     let blend = Blend { from_base: false, coefficients: vec![1.0] };
-    (tensor.dtype != output).then(|| BlendKernel { blend, inputs: vec![tensor.dtype], output, simd: Simd::detect() })
+    let kernel = BlendKernel { blend, inputs: vec![view.tensor.dtype], output, simd: Simd::detect() };
+    Operation::Blend(kernel, vec![view])
 }
