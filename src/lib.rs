@@ -3,6 +3,7 @@
 #[cfg(not(unix))]
 compile_error!("ckptmerge maps and positions files by Unix calls; other systems are not supported yet");
 
+pub mod adapter;
 pub mod analysis;
 pub mod checkpoint;
 #[cfg(feature = "cli")]

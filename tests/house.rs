@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 /// What each module of `src/` may use, beside [`ANYWHERE`].
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["recipe", "names", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
-    ("recipe", &["names", "merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
+    ("cli", &["recipe", "adapter", "names", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
+    ("recipe", &["adapter", "names", "merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
     ("names", &["checkpoint"]),
     ("merge", &["stream", "checkpoint", "dtype"]),
     ("analysis", &["stream", "checkpoint", "output", "dtype"]),

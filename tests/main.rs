@@ -7,6 +7,7 @@ mod formats;
 mod hostile;
 mod house;
 mod layouts;
+mod lora;
 mod merge;
 mod methods;
 mod methods_diffusion;
@@ -15,5 +16,6 @@ mod names;
 mod numbers;
 mod recipes;
 mod robust;
+mod task_vector;
 
 use ckptmerge::error; // `formats::pieces` compiles `src/checkpoint/gather.rs` a second time, which names it so.

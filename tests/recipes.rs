@@ -100,7 +100,19 @@ fn without_local(mut config: Value) -> Value {
 
 #[test]
 fn merges_are_mergekits() -> Outcome {
-    for stem in ["linear", "ties", "dare", "slerp", "model_stock", "bfloat16", "half", "frankenmerge", "modules"] {
+    for stem in [
+        "linear",
+        "ties",
+        "dare",
+        "slerp",
+        "model_stock",
+        "bfloat16",
+        "half",
+        "frankenmerge",
+        "modules",
+        "multi",
+        "task_arithmetic_lora",
+    ] {
         compare(stem)?;
     }
     Ok(())

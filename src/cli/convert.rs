@@ -2,6 +2,7 @@
 
 use super::report::{count, shortened};
 use super::{Common, Run, dtype, shard_size};
+use crate::adapter::{self, Adapters, Unplaced};
 use crate::checkpoint::{Checkpoint, OpenOptions, format};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
@@ -26,7 +27,7 @@ use std::time::Instant;
   ckptmerge convert training.ckpt ema.safetensors --select ema --exclude '^optimizer'
   ckptmerge convert pipeline/ model.safetensors --rename diffusers-to-sd")]
 pub(super) struct Convert {
-    /// The model
+    /// The model; MODEL+ADAPTER writes it with a LoRA in its tensors
     input: PathBuf,
     /// The file or folder to write
     output: PathBuf,
@@ -137,10 +138,17 @@ impl Run for Convert {
             metadata: self.metadata.clone(),
         };
         let format = self.from.map(|named| named.0.id());
-        let renamed =
-            conversion.rename(Checkpoint::open_with(&self.input, &OpenOptions { format, ..common.open() })?)?;
+        let open = OpenOptions { format, ..common.open() };
+        let parts = adapter::split_path(&self.input);
+        let model = Checkpoint::open_with(&parts[0], &open)?;
+        let adapters = match &parts[1..] {
+            [] => None,
+            over => Some(Adapters::open(over, &model, &common.open(), Unplaced::Error)?),
+        };
+        let renamed = conversion.rename(model)?;
         report.about(renamed.model());
-        let plan = conversion.plan(&renamed)?;
+        adapters.iter().flat_map(Adapters::warnings).for_each(|warning| report.warn(warning));
+        let plan = conversion.plan_with(&renamed, adapters.as_ref())?;
         if !plan.kept_as.is_empty() {
             let names: Vec<String> = plan.kept_as.iter().map(|(name, _)| name.clone()).collect();
             report.warn(&format!(

@@ -2,6 +2,7 @@
 
 use super::report::{count, print, shortened};
 use super::{Common, Run, dtype, named, shard_size};
+use crate::adapter::Unplaced;
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::merge::Method;
@@ -25,7 +26,7 @@ use std::time::Instant;
   ckptmerge merge a.st b.st --base c.st --method add-difference -p alpha=0.7 -o out.safetensors
   ckptmerge merge a.st b.st --weights 0.5,0.5 --weights-for 'attn=0.2,0.8' --explain --dry-run")]
 pub(super) struct Merge {
-    /// The models, in the order of their weights
+    /// The models, in the order of their weights; MODEL+ADAPTER is one with a LoRA, as is an ADAPTER beside --base
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// The file or folder to write: a file if it has a format's ending, else a folder if a model is one or it ends in /
@@ -77,7 +78,7 @@ pub(super) struct Merge {
     /// What becomes of tensors that some models lack
     ///
     /// `error` refuses the merge; `base` copies what the base (or else the first model) has and leaves out the rest;
-    /// `skip` leaves them out.
+    /// `skip` leaves them out. With either of these, so are tensors of an adapter that its model has no place for.
     #[arg(long, value_name = "WHAT", default_value = "error", value_parser = named(&Missing::NAMES))]
     missing: Missing,
     /// Write a folder of files with at most this much tensor data each, such as 5GB, and an index
@@ -154,9 +155,11 @@ impl Run for Merge {
             let message = format!("{} is no model; separate weights by commas only, as in 0.6,0.4", number.display());
             return Err(Error::Recipe(message).into());
         }
+        let unplaced = if self.missing == Missing::Error { Unplaced::Error } else { Unplaced::LeaveOut };
         let base = self.base.as_deref();
-        let models = Models::open_with_companions(&self.models, &self.companions, base, &common.open())?;
+        let models = Models::open_with(&self.models, &self.companions, base, &common.open(), unplaced)?;
         models.all().for_each(|model| report.about(model));
+        models.warnings().for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
         if !plan.left_out.is_empty() {
             let names = shortened(&plan.left_out);

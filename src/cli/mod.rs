@@ -13,6 +13,7 @@ mod merge;
 mod methods;
 mod report;
 mod run;
+mod task_vector;
 
 use crate::checkpoint::{IoMode, OpenOptions};
 use crate::dtype::DType;
@@ -53,6 +54,7 @@ subcommands! {
     Convert in convert,
     Inspect in inspect,
     Diff in diff,
+    TaskVector in task_vector,
     Methods in methods,
     Formats in formats,
     Completions in completions,

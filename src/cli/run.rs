@@ -162,6 +162,7 @@ impl Run {
         file.warnings().iter().for_each(|warning| report.warn(warning));
         let sources = file.open(&common.open())?;
         sources.checkpoints().for_each(|model| report.about(model));
+        sources.warnings().for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::of_file(&file, &sources, settings, control))?;
         if !plan.left_out.is_empty() {
             let names = shortened(&plan.left_out);

@@ -21,6 +21,11 @@ pub trait Generator: Send + Sync {
 
     /// What it reads, to be checked for changes and counted.
     fn reads(&self) -> Vec<TensorView<'_>>;
+
+    /// Bytes that it holds while its tensor is in work.
+    fn memory(&self) -> u64 {
+        0
+    }
 }
 
 /// What a merge is made of.
@@ -68,6 +73,17 @@ impl<'a> Node<'a> {
                 Input::Node(node) => node.collect(leaves),
             }
         }
+    }
+
+    /// Bytes that are read to compute what is not read element by element.
+    #[must_use]
+    pub fn generated_bytes(&self) -> u64 {
+        let below = self.inputs.iter().map(|input| match input {
+            Input::Tensor(_) => 0,
+            Input::Generated(generator) => generator.reads().iter().map(|view| view.tensor.bytes).sum(),
+            Input::Node(node) => node.generated_bytes(),
+        });
+        below.sum()
     }
 
     /// The weighted sum of tensors that it comes to, if it needs no look at the data.
@@ -150,7 +166,8 @@ impl<'a> Node<'a> {
     fn held(&self) -> u64 {
         let below = |input: &Input<'_>| match input {
             Input::Node(node) => node.held(),
-            _ => 0,
+            Input::Generated(generator) => generator.memory(),
+            Input::Tensor(_) => 0,
         };
         self.method.memory(&self.terms) + self.inputs.iter().map(below).sum::<u64>()
     }
@@ -310,22 +327,23 @@ impl Solved<'_> {
     }
 }
 
-/// A weighted sum of numbers, every operation rounded, in the order of the terms.
+/// A weighted sum of numbers, every operation rounded, in the order of the terms, as [`BlendKernel`] has it.
 fn sum(blend: &Blend, values: &[Vec<f32>], out: &mut [f32]) {
     let models = blend.coefficients.len();
     let base = blend.from_base.then(|| &values[models]);
-    match base {
-        Some(base) => out.copy_from_slice(base),
-        None => out.fill(0.0),
-    }
+    out.fill(0.0);
     for (index, (values, coefficient)) in values.iter().zip(&blend.coefficients).enumerate() {
         let c = *coefficient as f32;
         match base {
-            Some(base) => vector::update(out, [values, base], |out, [x, b]| out + c * (x - b)),
             // The first product starts the sum, so that −0 stays.
+            Some(base) if index == 0 => vector::map(out, [values, base], |[x, b]| c * (x - b)),
+            Some(base) => vector::update(out, [values, base], |out, [x, b]| out + c * (x - b)),
             None if index == 0 => vector::map(out, [values], |[x]| c * x),
             None => vector::update(out, [values], |out, [x]| out + c * x),
         }
+    }
+    if let Some(base) = base {
+        vector::update(out, [base], |sum, [b]| b + sum);
     }
 }
 

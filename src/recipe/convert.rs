@@ -7,10 +7,11 @@ use super::beside::Beside;
 use super::plan::scale_of;
 use super::rename::{replaced, within};
 use super::{Operation, Plan, Planned, Rename, Renamed};
+use crate::adapter::Adapters;
 use crate::checkpoint::{Tensor, TensorView};
 use crate::dtype::{self, DType, Kind, Simd};
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{Blend, BlendKernel, ScaleKernel};
+use crate::merge::{Blend, BlendKernel, Input, ScaleKernel};
 use regex::Regex;
 use std::collections::{HashMap, HashSet};
 
@@ -50,7 +51,19 @@ impl Conversion {
     /// # Errors
     /// [`Error::Mismatch`] with every tensor that cannot be converted, [`Error::Recipe`] if nothing is left.
     pub fn plan<'a>(&self, renamed: &'a Renamed) -> Result<Plan<'a>> {
+        self.plan_with(renamed, None)
+    }
+
+    /// As [`Self::plan`], of a model with adapters over it, which the output then has in its tensors.
+    ///
+    /// # Errors
+    /// As [`Self::plan`]; [`Error::Recipe`] if there is a name map as well, since adapters go by the names in the files.
+    pub fn plan_with<'a>(&self, renamed: &'a Renamed, adapters: Option<&'a Adapters>) -> Result<Plan<'a>> {
         let model = renamed.model();
+        if adapters.is_some() && self.rename.iter().any(|rename| matches!(rename, Rename::Map(_))) {
+            let message = "an adapter goes by the names in the model's files: convert the model with it first, then give the tensors other names";
+            return Err(Error::Recipe(message.to_owned()));
+        }
         // A scale is multiplied in with its tensor, or stays as it is with it.
         let scales: HashSet<String> = model.tensors().iter().filter_map(|tensor| scale_of(tensor, model)).collect();
         let mut mismatches = Vec::new();
@@ -65,7 +78,7 @@ impl Conversion {
                 tensors.push((tensor, planned(renamed, tensor, tensor.dtype, Operation::Copy(model.view(tensor)))));
                 continue;
             }
-            match self.tensor(renamed, tensor, &mut consumed, &mut kept_as) {
+            match self.tensor((renamed, adapters), tensor, &mut consumed, &mut kept_as) {
                 Ok(planned) => tensors.push(planned),
                 Err(problem) => mismatches.push(Mismatch { tensor: inputs(tensor), problem }),
             }
@@ -90,6 +103,7 @@ impl Conversion {
             if let Some(target) = &tensor.alias_of
                 && let Some(name) = names.get(target.as_str())
                 && dtypes.get(target) == Some(&planned.dtype)
+                && !adapters.is_some_and(|adapters| adapters.unties(tensor))
             {
                 planned.operation = Operation::Alias(name.clone());
             }
@@ -111,7 +125,10 @@ impl Conversion {
             left_out,
             kept_as,
             metadata,
-            sources: vec![(model, model.name().to_owned())],
+            sources: std::iter::once(model)
+                .chain(adapters.into_iter().flat_map(Adapters::sources))
+                .map(|source| (source, source.name().to_owned()))
+                .collect(),
             reference: model,
             frame: model,
             beside: Beside::default(),
@@ -120,7 +137,7 @@ impl Conversion {
 
     fn tensor<'a>(
         &self,
-        renamed: &'a Renamed,
+        (renamed, adapters): (&'a Renamed, Option<&'a Adapters>),
         tensor: &'a Tensor,
         consumed: &mut HashSet<String>,
         kept_as: &mut Vec<(String, DType)>,
@@ -128,7 +145,10 @@ impl Conversion {
         let model = renamed.model();
         let view = model.view(tensor);
         let planned = |dtype, operation| Ok((tensor, planned(renamed, tensor, dtype, operation)));
-        let wanted = self.dtype_of(tensor);
+        let adapted = adapters
+            .map(|adapters| adapters.over(view))
+            .filter(|input| !matches!(input, Input::Tensor(own) if std::ptr::eq(own.tensor, tensor)));
+        let wanted = self.dtype_of(tensor).or(adapted.is_some().then_some(tensor.dtype));
         let Some(mut output) = wanted else { return planned(tensor.dtype, Operation::Copy(view)) };
         if !tensor.dtype.is_real() || !output.is_real() {
             return Err(format!("is {} and cannot become {output}: only real numbers change their type", tensor.dtype));
@@ -143,6 +163,18 @@ impl Conversion {
             output = DType::F32;
             kept_as.push((inputs(tensor), output));
         }
+        match (adapted, scale_of(tensor, model)) {
+            (None, _) => {}
+            (Some(_), Some(scale)) => {
+                return Err(format!(
+                    "is {} with a scale in `{scale}`, so nothing can be added to it: convert the model to bf16 first",
+                    tensor.dtype
+                ));
+            }
+            (Some(Input::Node(node)), None) => return planned(output, Operation::Merge(node)),
+            (Some(Input::Tensor(view)), None) => return planned(output, converted(view, output)),
+            (Some(Input::Generated(_)), None) => return Err("has no elements of its own".to_owned()),
+        }
         if let Some(scale) = scale_of(tensor, model) {
             let scales = model.get(&scale).ok_or("has no scales")?;
             let values = read_scales(scales)?;
@@ -150,10 +182,7 @@ impl Conversion {
             consumed.insert(scale);
             return planned(output, Operation::Scale(kernel, view));
         }
-        planned(
-            output,
-            cast(tensor, output).map_or(Operation::Copy(view), |kernel| Operation::Blend(kernel, vec![view])),
-        )
+        planned(output, converted(view, output))
     }
 }
 
@@ -188,8 +217,12 @@ fn read_scales(scales: TensorView<'_>) -> Result<Vec<f32>, String> {
     Ok(values)
 }
 
-/// A change of type alone; none if it is the same.
-fn cast(tensor: &Tensor, output: DType) -> Option<BlendKernel> {
+/// A tensor in another type, or a copy if it is the same.
+fn converted(view: TensorView<'_>, output: DType) -> Operation<'_> {
+    if view.tensor.dtype == output {
+        return Operation::Copy(view);
+    }
     let blend = Blend { from_base: false, coefficients: vec![1.0] };
-    (tensor.dtype != output).then(|| BlendKernel { blend, inputs: vec![tensor.dtype], output, simd: Simd::detect() })
+    let kernel = BlendKernel { blend, inputs: vec![view.tensor.dtype], output, simd: Simd::detect() };
+    Operation::Blend(kernel, vec![view])
 }

@@ -1,6 +1,7 @@
 //! A plan in words: the effective formula of each group of tensors.
 
 use super::{Operation, Plan};
+use crate::adapter;
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::merge::{Input, Node, Weight};
@@ -60,7 +61,13 @@ impl Plan<'_> {
             let name = match input {
                 Input::Tensor(view) => self.label_of(view.checkpoint).to_owned(),
                 Input::Generated(_) => "computed".to_owned(),
-                Input::Node(node) => format!("({})", self.described(node)),
+                Input::Node(node) => match &node.inputs[..] {
+                    // A model's tensor with its adapters goes by the model's name, which has theirs in it.
+                    [Input::Tensor(view), ..] if node.method.about().name == adapter::METHOD => {
+                        self.label_of(view.checkpoint).to_owned()
+                    }
+                    _ => format!("({})", self.described(node)),
+                },
             };
             if terms.has_base && index + 1 == node.inputs.len() {
                 format!("b = {name}")

@@ -290,7 +290,11 @@ fn solve<'a>(
 impl<'a> Slot<'a, '_> {
     /// Bytes that one pass over the inputs reads.
     pub(super) fn read_bytes(&self) -> u64 {
-        self.inputs.iter().map(|input| input.tensor.bytes).sum()
+        let generated = match self.operation {
+            Operation::Merge(node) => node.generated_bytes(),
+            _ => 0,
+        };
+        self.inputs.iter().map(|input| input.tensor.bytes).sum::<u64>() + generated
     }
 
     /// What it takes of memory: to write it, and what its solution holds meanwhile.

@@ -5,6 +5,7 @@
 
 mod beside;
 mod convert;
+mod difference;
 mod emit;
 mod explain;
 mod files;
@@ -20,6 +21,7 @@ mod tokens;
 mod yaml;
 
 pub use convert::Conversion;
+pub use difference::Difference;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
 pub use place::{Anchors, Filter, Layers, Setting, is_before_layers};
@@ -27,10 +29,11 @@ pub use plan::{Operation, Plan, Planned};
 pub use rename::{Rename, Renamed};
 pub use yaml::{Options, RecipeFile, Sources};
 
-use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::adapter::{self, Adapters, Unplaced};
+use crate::checkpoint::{Checkpoint, OpenOptions, Tensor, TensorView};
 use crate::dtype::{self, DType};
 use crate::error::{Error, Result};
-use crate::merge::{self, ANY, About, Base, Method, Parameter, Scope, Weight};
+use crate::merge::{self, ANY, About, Base, Input, Method, Parameter, Scope, Weight};
 use levels::Settings;
 use planner::Rules;
 use regex::Regex;
@@ -307,6 +310,8 @@ fn matches_something<'a, N: Iterator<Item = &'a str>>(
 }
 
 /// The models of a merge, open.
+///
+/// A model is a checkpoint, perhaps with adapters over it; [`Self::input`] is a tensor as a merge is to read it.
 #[derive(Debug)]
 pub struct Models {
     /// The models to merge, in the order of their weights.
@@ -315,6 +320,8 @@ pub struct Models {
     pub base: Option<Checkpoint>,
     /// What accompanies the models, in their order, for methods that need it.
     pub companions: Vec<Checkpoint>,
+    /// What lies over each of [`Self::all`].
+    adapters: Vec<Adapters>,
     /// How messages and the output's metadata call them: enough of each path to tell them apart; the base last.
     labels: Vec<String>,
     /// The same for the companions.
@@ -322,37 +329,89 @@ pub struct Models {
 }
 
 impl Models {
-    /// Opens them.
+    /// Opens them. A path may be `MODEL+ADAPTER+…`, and an adapter alone is one over the base.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`], or [`Error::Recipe`] if there are none.
+    /// As [`Checkpoint::open`] and [`Adapters::open`], or [`Error::Recipe`] if there are none.
     pub fn open(paths: &[PathBuf], base: Option<&Path>, options: &OpenOptions) -> Result<Self> {
-        Self::open_with_companions(paths, &[], base, options)
+        Self::open_with(paths, &[], base, options, Unplaced::Error)
     }
 
-    /// Opens them and what accompanies them.
+    /// As [`Self::open`], with what accompanies them, and saying what becomes of adapters' tensors that their model has
+    /// no place for.
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with_companions(
+    pub fn open_with(
         paths: &[PathBuf],
         companions: &[PathBuf],
         base: Option<&Path>,
         options: &OpenOptions,
+        unplaced: Unplaced,
     ) -> Result<Self> {
         if paths.is_empty() {
             return Err(Error::Recipe("there is no model to merge".to_owned()));
         }
-        let open = |paths: &[PathBuf]| -> Result<Vec<_>> {
-            paths.iter().map(|path| Checkpoint::open_with(path, options)).collect()
-        };
-        let (tuned, accompanying) = (open(paths)?, open(companions)?);
-        let base_checkpoint = base.map(|path| Checkpoint::open_with(path, options)).transpose()?;
-        let models = paths.iter().map(PathBuf::as_path).chain(base);
-        let all: Vec<&Path> = models.chain(companions.iter().map(PathBuf::as_path)).collect();
-        let mut labels = labels(&all);
-        let companion_labels = labels.split_off(all.len() - companions.len());
-        Ok(Self { tuned, base: base_checkpoint, companions: accompanying, labels, companion_labels })
+        let base_parts = base.map(adapter::split_path);
+        let (mut checkpoints, mut adapters, mut names) = (Vec::new(), Vec::new(), Vec::new());
+        for path in paths.iter().map(PathBuf::as_path).chain(base) {
+            let mut parts = adapter::split_path(path);
+            let mut first = Checkpoint::open_with(&parts[0], options)?;
+            let mut over: Vec<Checkpoint> =
+                parts[1..].iter().map(|path| Checkpoint::open_with(path, options)).collect::<Result<_>>()?;
+            names.push(joined(&parts));
+            if adapter::is_adapter(&first) {
+                let Some(base) = base_parts.as_ref().filter(|base| **base != parts) else {
+                    let message =
+                        "is an adapter, not a model: name its model before it, as in MODEL+ADAPTER, or with --base";
+                    return Err(Error::model(&parts[0], message));
+                };
+                over.insert(0, std::mem::replace(&mut first, Checkpoint::open_with(&base[0], options)?));
+                let below = base[1..].iter().map(|path| Checkpoint::open_with(path, options));
+                over.splice(0..0, below.collect::<Result<Vec<_>>>()?);
+                parts.splice(0..0, base.iter().cloned());
+            }
+            adapters.push(Adapters::new(over, &first, unplaced)?);
+            checkpoints.push(first);
+        }
+        let base = base.and_then(|_| checkpoints.pop());
+        let accompanying: Vec<Checkpoint> =
+            companions.iter().map(|path| Checkpoint::open_with(path, options)).collect::<Result<_>>()?;
+        let names: Vec<&Path> = names.iter().chain(companions).map(PathBuf::as_path).collect();
+        let mut labels = labels(&names);
+        let companion_labels = labels.split_off(names.len() - companions.len());
+        Ok(Self { tuned: checkpoints, base, companions: accompanying, adapters, labels, companion_labels })
+    }
+
+    /// The adapters over the model of this number in [`Self::all`].
+    #[must_use]
+    pub fn adapters(&self, index: usize) -> &Adapters {
+        &self.adapters[index]
+    }
+
+    /// A tensor of the model of this number in [`Self::all`], with what adapters make of it.
+    #[must_use]
+    pub fn input<'a>(&'a self, index: usize, view: TensorView<'a>) -> Input<'a> {
+        self.adapters[index].over(view)
+    }
+
+    /// Whether an adapter tells a tensor from the one it is tied to.
+    #[must_use]
+    pub fn unties(&self, tensor: &Tensor) -> bool {
+        self.adapters.iter().any(|adapters| adapters.unties(tensor))
+    }
+
+    /// What is odd about the adapters without being wrong.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.adapters.iter().flat_map(Adapters::warnings).map(String::as_str)
+    }
+
+    /// Every checkpoint that is read, and what messages call it.
+    fn sources(&self) -> Vec<(&Checkpoint, String)> {
+        let over = self.adapters.iter().flat_map(Adapters::sources);
+        let named = self.all().zip(self.labels.iter().cloned());
+        let over = over.map(|source| (source, source.name().to_owned()));
+        named.chain(over).chain(self.accompanied().map(|(model, label)| (model, label.to_owned()))).collect()
     }
 
     /// All of them, the base last.
@@ -383,6 +442,18 @@ impl Models {
     pub fn labels(&self) -> &[String] {
         &self.labels
     }
+}
+
+/// The path by which a model with adapters is called: the model's, with the adapters' names at its end.
+fn joined(parts: &[PathBuf]) -> PathBuf {
+    let mut name = parts[0].clone().into_os_string();
+    for adapter in &parts[1..] {
+        let plain = adapter.file_stem().is_some_and(|stem| stem == "adapter_model");
+        let called = if plain { adapter.parent().and_then(Path::file_name) } else { adapter.file_name() };
+        name.push("+");
+        name.push(called.unwrap_or(adapter.as_os_str()));
+    }
+    name.into()
 }
 
 /// The fewest last parts of each path that tell them all apart.

@@ -97,16 +97,16 @@ impl<'a> Plan<'a> {
     /// [`Error::Recipe`] if the recipe contradicts itself, [`Error::Mismatch`] with everything that does not fit.
     pub fn new(recipe: &Recipe, models: &'a Models, settings: &Settings, control: Control<'_>) -> Result<Self> {
         recipe.check(models)?;
-        let source = |(model, label): (&'a Checkpoint, &String)| Source {
-            supply: Rc::new(Supply::of(label, model)),
+        let source = |(index, (model, label)): (usize, (&'a Checkpoint, &String))| Source {
+            supply: Rc::new(Supply::of(label, model, models.adapters(index))),
             levels: Rc::default(),
             layers: None,
         };
-        let sources = models.all().zip(models.labels()).map(source).collect();
+        let sources = models.all().zip(models.labels()).enumerate().map(source).collect();
         let base = models.base.is_some().then_some(models.tuned.len());
         let mut slice = Slice::new(recipe.method, sources, base, Vec::new());
         slice.set_levels(|index| Rc::new(recipe.levels(index)), vec![Rc::new(recipe.shared_levels())]);
-        slice.companions = models.accompanied().map(|(model, label)| Rc::new(Supply::of(label, model))).collect();
+        slice.companions = models.accompanied().map(|(model, label)| Rc::new(Supply::plain(label, model))).collect();
         let module = Module { prefix: String::new(), slices: vec![slice] };
         let planned = planner::plan(&recipe.rules(), &[module]);
         if !planned.mismatches.is_empty() {
@@ -122,12 +122,7 @@ impl<'a> Plan<'a> {
             left_out: planned.left_out,
             kept_as: Vec::new(),
             metadata: recipe.metadata(models)?,
-            sources: models
-                .all()
-                .zip(models.labels().iter().map(String::as_str))
-                .chain(models.accompanied())
-                .map(|(model, label)| (model, label.to_owned()))
-                .collect(),
+            sources: models.sources(),
             reference,
             frame,
             beside: Beside::default(),
@@ -143,7 +138,6 @@ pub(super) fn lowered<'a>(made: Vec<Made<'a>>, layout: &Layout) -> Result<Vec<Pl
     if made.is_empty() {
         return Err(Error::Recipe("nothing is left to write: no tensor is in every model".to_owned()));
     }
-    let dtypes: HashMap<String, DType> = made.iter().map(|made| (made.name.clone(), made.dtype)).collect();
     let prefixes: Vec<String> = layout.parts.iter().map(|part| part.prefix()).collect();
     let part_of = |name: &str| {
         let named = prefixes.iter().position(|prefix| !prefix.is_empty() && name.starts_with(prefix.as_str()));
@@ -154,15 +148,22 @@ pub(super) fn lowered<'a>(made: Vec<Made<'a>>, layout: &Layout) -> Result<Vec<Pl
             Making::Tied(target) => Operation::Alias(target),
             Making::From(input) => operation(input, &made.name, &made.shape, made.dtype)?,
         };
-        // Tied tensors have the type of what they are tied to, which may be another than in the inputs.
-        let dtype = match &operation {
-            Operation::Alias(target) => dtypes.get(target).copied().unwrap_or(made.dtype),
-            _ => made.dtype,
-        };
         let part = part_of(&made.name);
-        Ok(Planned { name: made.name, dtype, shape: made.shape, part, operation })
+        Ok(Planned { name: made.name, dtype: made.dtype, shape: made.shape, part, operation })
     };
-    made.into_iter().map(one).collect()
+    let mut tensors = made.into_iter().map(one).collect::<Result<Vec<_>>>()?;
+    keep_ties_typed(&mut tensors);
+    Ok(tensors)
+}
+
+/// Gives tied tensors the type of what they are tied to, which may be another than in the inputs.
+pub(super) fn keep_ties_typed(tensors: &mut [Planned<'_>]) {
+    let dtypes: HashMap<String, DType> = tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dtype)).collect();
+    for tensor in tensors {
+        if let Operation::Alias(target) = &tensor.operation {
+            tensor.dtype = dtypes.get(target).copied().unwrap_or(tensor.dtype);
+        }
+    }
 }
 
 /// How elements come to be written in a type.

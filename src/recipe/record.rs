@@ -9,19 +9,7 @@ use serde_json::{Map, Value, json};
 impl Recipe {
     /// The text of the output: what all inputs agree on, the recipe and the inputs' fingerprints.
     pub(super) fn metadata(&self, models: &Models) -> Result<Metadata> {
-        let mut metadata = models.reference().metadata().clone();
-        metadata.retain(|key, value| {
-            !key.starts_with("ckptmerge.") && models.all().all(|model| model.metadata().get(key) == Some(value))
-        });
-        let mut inputs = Vec::new();
-        let all = models.all().zip(models.labels().iter().map(String::as_str));
-        for (model, label) in all.chain(models.accompanied()) {
-            inputs.push(json!({"name": label, "fingerprint": model.fingerprint()?}));
-        }
-        metadata
-            .insert("ckptmerge.recipe".to_owned(), self.to_json(models.labels(), models.base.is_some()).to_string());
-        metadata.insert("ckptmerge.inputs".to_owned(), Value::from(inputs).to_string());
-        Ok(metadata)
+        models.metadata(&self.to_json(models.labels(), models.base.is_some()))
     }
 
     /// The recipe as it is kept in the output; the base's label, if there is one, is last.
@@ -70,6 +58,31 @@ impl Recipe {
             add("missing", if self.missing == Missing::Base { "base" } else { "skip" }.into());
         }
         json
+    }
+}
+
+impl Models {
+    /// The text of an output that a recipe makes of these models.
+    pub(super) fn metadata(&self, recipe: &Value) -> Result<Metadata> {
+        let mut metadata = self.reference().metadata().clone();
+        metadata.retain(|key, value| {
+            !key.starts_with("ckptmerge.") && self.all().all(|model| model.metadata().get(key) == Some(value))
+        });
+        let mut inputs = Vec::new();
+        for ((model, label), adapters) in self.all().zip(self.labels()).zip(&self.adapters) {
+            let mut input = json!({"name": label, "fingerprint": model.fingerprint()?});
+            let mut over = Vec::new();
+            for adapter in adapters.sources() {
+                over.push(json!({"name": adapter.name(), "fingerprint": adapter.fingerprint()?}));
+            }
+            if !over.is_empty() {
+                input["adapters"] = over.into();
+            }
+            inputs.push(input);
+        }
+        metadata.insert("ckptmerge.recipe".to_owned(), recipe.to_string());
+        metadata.insert("ckptmerge.inputs".to_owned(), Value::from(inputs).to_string());
+        Ok(metadata)
     }
 }
 

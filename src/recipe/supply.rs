@@ -1,6 +1,7 @@
 //! A model as a merge takes it: by name, how to come by each tensor's elements. A checkpoint, one with changes over it, or
 //! the result of another merge, of which nothing is ever written.
 
+use crate::adapter::Adapters;
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::merge::Input;
@@ -36,13 +37,25 @@ impl<'a> Supply<'a> {
     }
 
     /// A checkpoint as it is.
-    pub(super) fn of(label: &str, checkpoint: &'a Checkpoint) -> Self {
+    pub(super) fn plain(label: &str, checkpoint: &'a Checkpoint) -> Self {
         let given = checkpoint.tensors().iter().map(|tensor| Given {
             name: tensor.name.clone(),
             dtype: tensor.dtype,
             shape: tensor.shape.clone(),
             alias_of: tensor.alias_of.clone(),
             input: Input::Tensor(checkpoint.view(tensor)),
+        });
+        Self::new(label.to_owned(), checkpoint, given.collect())
+    }
+
+    /// A checkpoint with what adapters make of it.
+    pub(super) fn of(label: &str, checkpoint: &'a Checkpoint, adapters: &'a Adapters) -> Self {
+        let given = checkpoint.tensors().iter().map(|tensor| Given {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            alias_of: tensor.alias_of.clone().filter(|_| !adapters.unties(tensor)),
+            input: adapters.over(checkpoint.view(tensor)),
         });
         Self::new(label.to_owned(), checkpoint, given.collect())
     }

@@ -16,7 +16,7 @@ const RECIPE: &str = "mergekit_config.yml";
 impl Sources {
     /// The models as merges take them, in their order.
     pub(super) fn supplies(&self) -> impl Iterator<Item = Supply<'_>> {
-        self.models.iter().map(|model| Supply::of(&model.label, &model.checkpoint))
+        self.models.iter().map(|model| Supply::of(&model.label, &model.checkpoint, &model.adapters))
     }
 
     /// The model whose small files the output of a merge around `root` gets: that one, or else the first that is a
@@ -28,7 +28,9 @@ impl Sources {
 
     /// Every checkpoint that is read, and what messages call it.
     pub(super) fn named(&self) -> impl Iterator<Item = (&Checkpoint, String)> {
-        self.models.iter().map(|model| (&model.checkpoint, model.label.clone()))
+        let adapters = self.models.iter().flat_map(|model| model.adapters.sources());
+        let models = self.models.iter().map(|model| (&model.checkpoint, model.label.clone()));
+        models.chain(adapters.map(|adapter| (adapter, adapter.name().to_owned())))
     }
 }
 

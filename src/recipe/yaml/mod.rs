@@ -6,9 +6,11 @@ mod grammar;
 mod tree;
 mod vocabulary;
 
+use crate::adapter::{self, Adapters, Unplaced};
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::{Error, Result};
 use crate::merge::Method;
+use crate::recipe::{joined, labels};
 use grammar::{Document, Reader, Reference, TokenSource, TokenizerSource};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -251,16 +253,19 @@ fn order(path: &Path, documents: &[Document]) -> Result<(Vec<usize>, Vec<String>
 struct Model {
     parts: Vec<PathBuf>,
     checkpoint: Checkpoint,
+    adapters: Adapters,
     label: String,
 }
 
 impl Model {
     fn open(parts: Vec<PathBuf>, options: &OpenOptions) -> Result<Self> {
-        let [path] = &parts[..] else {
-            return Err(Error::model(&parts[1], "is an adapter, which recipes cannot take yet"));
-        };
-        let checkpoint = Checkpoint::open_with(path, options)?;
-        Ok(Self { checkpoint, label: String::new(), parts })
+        let checkpoint = Checkpoint::open_with(&parts[0], options)?;
+        if adapter::is_adapter(&checkpoint) {
+            let message = "is an adapter, not a model: name its model before it, as in MODEL+ADAPTER";
+            return Err(Error::model(&parts[0], message));
+        }
+        let adapters = Adapters::open(&parts[1..], &checkpoint, options, Unplaced::Error)?;
+        Ok(Self { checkpoint, adapters, label: String::new(), parts })
     }
 }
 
@@ -273,13 +278,18 @@ pub struct Sources {
 impl Sources {
     /// Gives each a name that tells it from the others.
     fn name(&mut self) {
-        let paths: Vec<&Path> = self.models.iter().map(|model| model.parts[0].as_path()).collect();
-        let labels = crate::recipe::labels(&paths);
+        let paths: Vec<PathBuf> = self.models.iter().map(|model| joined(&model.parts)).collect();
+        let labels = labels(&paths.iter().map(PathBuf::as_path).collect::<Vec<_>>());
         self.models.iter_mut().zip(labels).for_each(|(model, label)| model.label = label);
     }
 
-    /// All checkpoints.
-    pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
+    /// All models' checkpoints.
+    pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> + Clone {
         self.models.iter().map(|model| &model.checkpoint)
+    }
+
+    /// What is odd about the adapters without being wrong.
+    pub fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.models.iter().flat_map(|model| model.adapters.warnings()).map(String::as_str)
     }
 }
