@@ -136,7 +136,7 @@ fn a_lora_of_full_rank_is_the_tuned_model() -> Outcome {
 
 /// A column of ±1 whose inner products with the others of `n`, a power of two, are 0.
 fn walsh(n: usize, index: usize) -> Vec<f64> {
-    (0..n).map(|i| if (i & index).count_ones() % 2 == 0 { 1.0 } else { -1.0 }).collect()
+    (0..n).map(|i| if (i & index).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }).collect()
 }
 
 /// A model of zeros, and one of matrices whose singular values are `σ = falls^k`, times a common factor.

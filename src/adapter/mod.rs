@@ -5,6 +5,23 @@
 //! `s·B·A`, which is computed a block at a time in f32. Nothing is merged beforehand and no buffer is as large as a
 //! tensor. Tensors that no adapter changes are the checkpoint's own.
 //!
+//! ```no_run
+//! # fn main() -> ckptmerge::Result<()> {
+//! use ckptmerge::adapter::{Adapters, Unplaced};
+//! use ckptmerge::merge::Input;
+//!
+//! let base = ckptmerge::Checkpoint::open("base.safetensors")?;
+//! let paths = ["lora.safetensors".into()];
+//! let adapters = Adapters::open(&paths, &base, &Default::default(), Unplaced::Error)?;
+//! // The inputs of a `Node`, or `recipe::Models::input` for models that are opened together.
+//! let inputs: Vec<Input> = base.tensors().iter().map(|tensor| adapters.over(base.view(tensor))).collect();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Whoever lays inputs out asks two more things: [`Adapters::unties`] before it keeps a tie, and [`Adapters::sources`] for
+//! the files to be checked for changes.
+//!
 //! What is read: PEFT's layout with its `adapter_config.json` (ranks, alphas, rsLoRA, embeddings, convolutions, biases,
 //! whole modules), kohya's with `alpha` and Tucker's core, and diffusers'. What is no such sum of products is an error,
 //! and so is a tensor of an adapter that has no place in the base: an adapter half applied is another model.

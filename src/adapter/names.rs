@@ -104,7 +104,7 @@ pub(super) fn split(name: &str) -> (&str, Role) {
     let parts: Vec<&str> = name.rsplitn(4, '.').collect();
     for (part, last, role) in NAMED_PARTS {
         let within = match parts[..] {
-            [end, found, ..] if end == last && found == part => Some(found.len() + end.len() + 2),
+            [end, found, _, ..] if end == last && found == part => Some(found.len() + end.len() + 2),
             [end, adapter, found, _] if end == last && found == part => {
                 Some(found.len() + adapter.len() + end.len() + 3)
             }

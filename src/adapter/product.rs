@@ -62,7 +62,9 @@ impl Product {
     }
 }
 
-/// Factors as numbers, the scale multiplied in: `left` is rows × rank, `right` is rank × columns.
+/// Factors as numbers, the scale multiplied in: `left` is rows × rank; `right` is cut into stripes of [`LANES`] columns, one
+/// behind the other, so that what is multiplied together lies together. As a matrix, rows of 2ⁿ columns would share
+/// their places in the cache.
 #[derive(Debug)]
 struct Factors {
     left: Vec<f32>,
@@ -129,7 +131,7 @@ impl Low<'_> {
         };
         let scale = scale as f32;
         vector::update(&mut left, [], |left, []| left * scale);
-        Ok(Factors { left, right })
+        Ok(Factors { left, right: striped(&right, rank as usize, columns as usize) })
     }
 }
 
@@ -146,6 +148,19 @@ pub(super) fn numbers(view: &TensorView<'_>) -> Result<Vec<f32>> {
 /// A matrix of `rows` × `columns`, the other way round.
 fn transposed(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| matrix[row * columns + column])).collect()
+}
+
+/// A matrix of `rows` × `columns` in stripes, the last filled up with zeros.
+fn striped(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    let mut stripes = vec![0.0; columns.next_multiple_of(LANES) * rows];
+    for (index, stripe) in stripes.chunks_exact_mut((LANES * rows).max(1)).enumerate() {
+        let from = index * LANES;
+        let width = LANES.min(columns - from);
+        for (row, place) in stripe.chunks_exact_mut(LANES).enumerate() {
+            place[..width].copy_from_slice(&matrix[row * columns + from..][..width]);
+        }
+    }
+    stripes
 }
 
 /// `Σ_q core[p, q, h, w]·down[q, i]` as rank × (inputs·h·w).
@@ -182,7 +197,7 @@ impl Generator for Low<'_> {
     }
 }
 
-/// Elements from number `start` on of the product of `left` and `right`.
+/// Elements from number `start` on of the product of `left` and the stripes of `right`.
 struct Fill<'a> {
     left: &'a [f32],
     right: &'a [f32],
@@ -201,30 +216,22 @@ impl Loop for Fill<'_> {
         let (mut row, mut column) = (start / columns, start % columns);
         let mut rest = out;
         while !rest.is_empty() {
-            let (now, after) = rest.split_at_mut(rest.len().min(columns - column));
+            let (stripe, first) = (column / LANES, column % LANES);
+            let count = (LANES - first).min(columns - column).min(rest.len());
+            let (now, after) = rest.split_at_mut(count);
             let coefficients = &left[row * rank..][..rank];
-            let mut blocks = now.chunks_exact_mut(LANES);
-            let mut at = column;
-            for block in &mut blocks {
-                let mut sums = [0.0; LANES];
-                for (k, c) in coefficients.iter().enumerate() {
-                    let factor = &right[k * columns + at..][..LANES];
-                    for lane in 0..LANES {
-                        sums[lane] += c * factor[lane];
-                    }
-                }
-                block.copy_from_slice(&sums);
-                at += LANES;
-            }
-            let tail = blocks.into_remainder();
-            tail.fill(0.0);
-            for (k, c) in coefficients.iter().enumerate() {
-                let factor = &right[k * columns + at..][..tail.len()];
-                for (sum, a) in tail.iter_mut().zip(factor) {
-                    *sum += c * a;
+            let (factors, _) = right[stripe * rank * LANES..][..rank * LANES].as_chunks::<LANES>();
+            let mut sums = [0.0; LANES];
+            for (c, factor) in coefficients.iter().zip(factors) {
+                for lane in 0..LANES {
+                    sums[lane] += c * factor[lane];
                 }
             }
-            (row, column) = (row + 1, 0);
+            now.copy_from_slice(&sums[first..first + count]);
+            column += count;
+            if column == columns {
+                (row, column) = (row + 1, 0);
+            }
             rest = after;
         }
     }
@@ -236,7 +243,8 @@ mod tests {
 
     fn fill(left: &[f32], right: &[f32], rank: usize, start: usize, length: usize) -> Vec<f32> {
         let mut out = vec![f32::NAN; length];
-        vector::run(Fill { left, right, columns: right.len() / rank, rank, start, out: &mut out });
+        let columns = right.len() / rank;
+        vector::run(Fill { left, right: &striped(right, rank, columns), columns, rank, start, out: &mut out });
         out
     }
 
