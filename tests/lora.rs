@@ -98,7 +98,8 @@ fn adapters_are_what_their_own_tools_make_of_them() -> Outcome {
             let base = Checkpoint::open(&case.base)?;
             let over = std::slice::from_ref(&case.adapter);
             let adapters = Adapters::open(over, &base, &IoMode::Auto.into(), Unplaced::LeaveOut)?;
-            let plan = Conversion::default().plan_with(&base, Some(&adapters))?;
+            let renamed = Conversion::default().rename(base)?;
+            let plan = Conversion::default().plan_with(&renamed, Some(&adapters))?;
             plan.emit(&Target::new(&out), &settings(), Control::none())?;
             assert_is(case, &read(&out)?, &expected)?;
         }

@@ -2,6 +2,7 @@
 
 use crate::merge::settings;
 use crate::model::{Model, Outcome, read, run};
+use ckptmerge::adapter::Unplaced;
 use ckptmerge::dtype::DType;
 use ckptmerge::merge::METHODS;
 use ckptmerge::recipe::{Models, Plan, Recipe, Target};
@@ -23,7 +24,7 @@ fn write(folder: &Path) -> Outcome<[PathBuf; 4]> {
 }
 
 fn plan_error(recipe: &Recipe, models: &[PathBuf], companions: &[PathBuf]) -> Outcome<Error> {
-    let models = Models::open_with_companions(models, companions, None, &IoMode::Auto.into())?;
+    let models = Models::open_with(models, companions, None, &IoMode::Auto.into(), Unplaced::Error)?;
     Ok(Plan::new(recipe, &models, &settings(), Control::none()).err().ok_or("this cannot be merged")?)
 }
 
@@ -91,7 +92,7 @@ fn negative_diagonals_are_refused() -> Outcome {
     let folder = tempdir()?;
     let [a, b, fa, _] = write(folder.path())?;
     let negative = Model::new().f32("w", &[1.0, -1.0, 1.0]).write(folder.path().join("negative.st"))?;
-    let models = Models::open_with_companions(&[a, b], &[fa, negative], None, &IoMode::Auto.into())?;
+    let models = Models::open_with(&[a, b], &[fa, negative], None, &IoMode::Auto.into(), Unplaced::Error)?;
     let recipe = Recipe::new("fisher")?;
     let plan = Plan::new(&recipe, &models, &settings(), Control::none())?;
     let out = folder.path().join("out.safetensors");

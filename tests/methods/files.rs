@@ -2,6 +2,7 @@
 
 use super::{Setup, set, setups};
 use crate::model::{Contents, Model, Outcome, Random, read};
+use ckptmerge::adapter::Unplaced;
 use ckptmerge::dtype::DType;
 use ckptmerge::recipe::{Conversion, Models, Plan, Recipe, Setting, Target};
 use ckptmerge::stream::{Control, Settings};
@@ -57,7 +58,7 @@ fn merge(
     }
     let (models, companions) = (&paths[..setup.models], &paths[3..3 + setup.companions()]);
     let base = setup.has_base.then(|| paths[FILES - 1].as_path());
-    let models = Models::open_with_companions(models, companions, base, &io.into())?;
+    let models = Models::open_with(models, companions, base, &io.into(), Unplaced::Error)?;
     let plan = Plan::new(&recipe, &models, &settings, Control::none())?;
     plan.emit(&Target::new(out), &settings, Control::none())?;
     Ok(std::fs::read(out)?)
