@@ -28,7 +28,11 @@ impl Run for Methods {
                 let mut text = format!("{name}\n    {what}{base}{with}\n    {formula}\n    {source}\n");
                 for parameter in about.parameters {
                     let each = if parameter.scope == Scope::PerModel { ", one or one for each model" } else { "" };
-                    text += &format!("    -p {}={}: {}{each}\n", parameter.name, parameter.default, parameter.about);
+                    let default = match parameter.default {
+                        small if small != 0.0 && small.abs() < 1e-4 => format!("{small:e}"),
+                        default => default.to_string(),
+                    };
+                    text += &format!("    -p {}={default}: {}{each}\n", parameter.name, parameter.about);
                 }
                 text
             };
