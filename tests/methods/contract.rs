@@ -210,7 +210,7 @@ fn the_cut_of_the_work_changes_nothing() -> Outcome {
             let mut terms = setup.terms(shape);
             set(&mut terms, "density", 0.5);
             let whole = setup.run(&terms, &inputs)?;
-            for pieces in [2, 3, 50, 700] {
+            for pieces in [2, 3, 50] {
                 let cut = evaluate_in(pieces, setup.method, &terms, &inputs)?;
                 let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 assert_eq!(bits(&whole), bits(&cut), "{} in {pieces} pieces", setup.name());

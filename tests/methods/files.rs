@@ -83,7 +83,7 @@ fn largest() -> Vec<Setup> {
 /// Tensors of several tiles and units, and of all shapes that are special to a method.
 fn model(random: &mut Random, file: usize) -> Model {
     let mut model = Model::new();
-    let shapes: [&[u64]; 6] = [&[140_000], &[7, 40], &[3, 4, 3, 3], &[1, 9], &[9, 1], &[]];
+    let shapes: [&[u64]; 6] = [&[675, 200], &[1400], &[3, 4, 3, 3], &[1, 9], &[9, 1], &[]];
     for shape in shapes {
         let values = numbers(random, file, shape.iter().product::<u64>() as usize);
         model = model.with(&format!("{shape:?}"), DType::BF16, shape, &values);
