@@ -101,10 +101,10 @@ impl Terms {
         self.each(name).first().copied().unwrap_or(f64::NAN)
     }
 
-    /// Whether a parameter that is a switch is on.
+    /// Whether a parameter that is a switch is on; never, if the method has none of that name.
     #[must_use]
     pub fn is_on(&self, name: &str) -> bool {
-        self.get(name) != 0.0
+        self.each(name).first().is_some_and(|value| *value != 0.0)
     }
 
     /// The weights, divided by their sum if that was asked for and is possible.
