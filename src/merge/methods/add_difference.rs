@@ -2,6 +2,7 @@
 //!
 //! The "Add difference" of AUTOMATIC1111's checkpoint merger, of sd-meh 0.9.5 and of sd-mecha 1.1.8, with their `alpha`. It is
 //! task arithmetic of weights 1 and α. `clamp_to_ab` is sd-mecha's; sd-meh has it as `weights_clip`.
+//! Unlike theirs it lets an infinite element of the ancestor through, which would be a number of a model otherwise.
 
 use crate::dtype::vector;
 use crate::error::Result;
@@ -41,7 +42,10 @@ impl Method for AddDifference {
         }
         let alpha = terms.get("alpha") as f32;
         Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
-            vector::map(out, block.first(), |[a, b, c]| clamp(a + alpha * (b - c), a, b));
+            vector::map(out, block.first(), |[a, b, c]| {
+                let x = a + alpha * (b - c);
+                if c.is_finite() { clamp(x, a, b) } else { x }
+            });
         }))
     }
 }

@@ -38,7 +38,7 @@ impl Method for EuclideanAddDifference {
         let alpha = terms.get("alpha");
         let gram = data.gram(true)?;
         let mix = [1.0 - alpha, alpha];
-        let length = gram.between(&mix, &mix).max(0.0).sqrt();
+        let length = gram.length(&mix);
         // Σ q² is the sum of the parts that are there.
         let part = |model: usize| if gram.product(model, model) == 0.0 { 0.0 } else { mix[model] };
         let norm = (part(0) + part(1)).sqrt();

@@ -37,9 +37,14 @@ fn distances(gram: &Gram, coefficients: &[f64]) -> Vec<f64> {
     let distance = |index: usize| {
         let mut difference = coefficients.to_vec();
         difference[index] -= 1.0;
-        gram.between(&difference, &difference).max(0.0).sqrt()
+        gram.length(&difference)
     };
     (0..gram.size()).map(distance).collect()
+}
+
+/// The distance, or the smallest that counts; NaN stays, so that it shows.
+fn at_least(distance: f64, smallest: f64) -> f64 {
+    if distance < smallest { smallest } else { distance }
 }
 
 /// The coefficients of the median.
@@ -48,7 +53,7 @@ fn median(gram: &Gram, smallest: f64, iterations: u64, tolerance: f64) -> Vec<f6
     let mut distance = distances(gram, &coefficients);
     for _ in 0..iterations {
         let before: f64 = distance.iter().sum();
-        let weights: Vec<f64> = distance.iter().map(|distance| 1.0 / distance.max(smallest)).collect();
+        let weights: Vec<f64> = distance.iter().map(|distance| 1.0 / at_least(*distance, smallest)).collect();
         let total: f64 = weights.iter().sum();
         coefficients = weights.iter().map(|weight| weight / total).collect();
         distance = distances(gram, &coefficients);
