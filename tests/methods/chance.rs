@@ -148,6 +148,45 @@ fn dividing_by_the_probability_keeps_the_mean() -> Outcome {
     Ok(())
 }
 
+/// Elements of a row that are equal in magnitude have the mean of their ranks, whatever their signs and places.
+#[test]
+fn equal_magnitudes_are_equally_likely() -> Outcome {
+    let (density, epsilon) = (0.5, 0.3);
+    let rows: [&[f32]; 4] = [
+        &[1.0, -1.0, 3.0, 1.0, 2.0, -3.0, 1.0, 0.5, -1.0],
+        &[2.0, -2.0, 2.0, 2.0, -2.0, 2.0, -2.0, 2.0, 2.0],
+        &[4.0, -4.0, 4.0, 4.0, 1.0, -4.0, 4.0, 4.0, -4.0],
+        // In the lowest of the classes that magnitudes are sorted into, far apart.
+        &[1e-30, 1e-20, -1e-30, 1e-25, 1.0, 1e-30, -1e-20, 1e-25, 1e-30],
+    ];
+    const ROWS: usize = 500;
+    const SEEDS: u64 = 40;
+    for name in ["della", "della-linear"] {
+        for row in rows {
+            let change = row.repeat(ROWS);
+            let inputs = [change.clone(), vec![0.0; change.len()]];
+            let mut terms = Terms::new(method(name).about(), "w", &[ROWS as u64, row.len() as u64], 1, true);
+            for (parameter, value) in [("density", density), ("epsilon", epsilon), ("rescale", 0.0)] {
+                assert!(super::set(&mut terms, parameter, value));
+            }
+            let mut kept = vec![0u64; row.len()];
+            for seed in 0..SEEDS {
+                terms.seed = seed;
+                let out = evaluate(method(name), &terms, &inputs)?;
+                out.iter().enumerate().for_each(|(i, x)| kept[i % row.len()] += u64::from(*x != 0.0));
+            }
+            for (i, kept) in kept.into_iter().enumerate() {
+                let count = |wanted: fn(f32, f32) -> bool| row.iter().filter(|x| wanted(x.abs(), row[i].abs())).count();
+                let rank = count(|x, this| x < this) as f64 + (count(|x, this| x == this) - 1) as f64 / 2.0;
+                let p = density - epsilon + 2.0 * epsilon * rank / (row.len() - 1) as f64;
+                let draws = (ROWS as u64 * SEEDS) as f64;
+                assert_share(&format!("{name} {row:?}[{i}]"), kept as f64 / draws, p, draws);
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn draws_differ_by_seed_model_and_tensor() -> Outcome {
     let ones = vec![1.0; 256];

@@ -25,9 +25,10 @@
 //! What is not finite stays where it is, also where it is dropped, if anything of its model is kept; a tensor with such
 //! elements is not rescaled.
 //!
-//! Deviations from mergekit: elements that are equal to the smallest that is kept (or the largest) are all kept, as by the
-//! authors of TIES, where mergekit's choice among them is the sorting's. Random numbers are ours. *rank* keeps rows of one
-//! element, and a tensor without dimensions, with probability `density`, the middle of a row's; mergekit fails on them.
+//! Deviations from mergekit, whose choice among elements that are equal in magnitude is the sorting's: those equal to the
+//! smallest that is kept (or the largest) are all kept, as by the authors of TIES, and *rank* gives those of a row the mean
+//! of their ranks, and so the same probability. Random numbers are ours. *rank* keeps rows of one element, and a tensor
+//! without dimensions, with probability `density`, the middle of a row's; mergekit fails on them.
 //! A negative density is refused by *random* only, as there; a negative `gamma` is refused.
 
 use crate::dtype::vector::{self, Loop};
