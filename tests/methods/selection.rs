@@ -1,6 +1,6 @@
 //! Order statistics by passes over data, against sorting.
 
-use super::{method, node};
+use super::{evaluate, method, node, set};
 use crate::model::{Outcome, Random};
 use ckptmerge::merge::{Block, Terms, select};
 use ckptmerge::stream::{Control, Settings};
@@ -104,6 +104,86 @@ fn large_tensors_are_sampled_and_still_exact() -> Outcome {
     let inputs = [rising, steps, falling, high, low];
     let ranks: Vec<Vec<u64>> = (0..5).map(|_| (0..=8).map(|i| (n - 1) * i / 8).collect()).collect();
     assert_eq!(selected(&inputs, &ranks)?, sorted(&inputs, &ranks));
+    Ok(())
+}
+
+/// A number as BF16 has it.
+fn narrow(x: f64) -> f32 {
+    f32::from_bits((x as f32).to_bits().wrapping_add(0x8000) & 0xffff_0000)
+}
+
+/// Where a sample has one magnitude many times, that one is guessed: it may be the answer, next to it, or far from it.
+#[test]
+fn common_magnitudes_are_guessed_and_still_exact() -> Outcome {
+    let mut random = Random(9);
+    let n = 300_001u64;
+    let mut make = |value: &mut dyn FnMut(&mut Random, u64) -> f32| (0..n).map(|i| value(&mut random, i)).collect();
+    // Differences of 16-bit floats: few magnitudes, and more of them the smaller the numbers.
+    let bf16: Vec<f32> = make(&mut |random, _| {
+        let base = random.uniform();
+        narrow(base + 0.01 * random.uniform()) - narrow(base)
+    });
+    // A few common ones with rare ones between, below and above.
+    let rare: Vec<f32> = make(&mut |random, _| match random.below(100) {
+        0 => random.uniform() as f32 * 4.0,
+        other => (other % 3) as f32 - 1.0,
+    });
+    // Common in the 64 evenly spaced blocks of 1024 that are sampled, and nowhere else: all others are below, or above.
+    let blocks = n.div_ceil(1024);
+    let sampled = |i: u64| (0..64).any(|index| index * blocks / 64 == i / 1024);
+    let low: Vec<f32> = make(&mut |_, i| if sampled(i) { 5.0 + (i % 3) as f32 } else { i as f32 * 1e-6 });
+    let high: Vec<f32> = make(&mut |_, i| if sampled(i) { -5.0 - (i % 3) as f32 } else { 10.0 + i as f32 });
+    // The least and the greatest magnitudes that there are.
+    let ends: Vec<f32> = make(&mut |random, _| if random.below(2) == 0 { -0.0 } else { f32::NAN });
+    let inputs = [bf16, rare, low, high, ends];
+    for input in &inputs {
+        let mut bits: Vec<u32> = input.iter().map(|x| x.to_bits() & 0x7fff_ffff).collect();
+        bits.sort_unstable();
+        let most = bits.chunk_by(|a, b| a == b).map(<[u32]>::len).max();
+        assert!(most > Some(n as usize / 100), "a magnitude is common");
+    }
+    let mut all: Vec<u64> = (0..=20).map(|i| (n - 1) * i / 20).collect();
+    all.extend((0..20).map(|_| random.below(n)));
+    // Where one magnitude ends and the next begins.
+    let edges = |input: &Vec<f32>| -> Vec<u64> {
+        let mut bits: Vec<u32> = input.iter().map(|x| x.to_bits() & 0x7fff_ffff).collect();
+        bits.sort_unstable();
+        let long = bits.chunk_by(|a, b| a == b).scan(0, |end, run| {
+            *end += run.len() as u64;
+            Some((*end, run.len()))
+        });
+        let ends = long.filter(|(_, length)| *length > n as usize / 100).take(8).map(|(end, _)| end);
+        ends.flat_map(|end| [end - 1, end.min(n - 1)]).collect()
+    };
+    let ranks: Vec<Vec<u64>> = inputs.iter().map(|input| [all.clone(), edges(input)].concat()).collect();
+    assert_eq!(selected(&inputs, &ranks)?, sorted(&inputs, &ranks));
+    Ok(())
+}
+
+/// The same, through a method: what is as large as the smallest that is kept is kept.
+#[test]
+fn thresholds_of_common_magnitudes_are_exact() -> Outcome {
+    let mut random = Random(10);
+    let n = 300_000;
+    let base: Vec<f32> = (0..n).map(|_| narrow(random.uniform())).collect();
+    let model: Vec<f32> = base.iter().map(|b| narrow(f64::from(*b) + 0.01 * random.uniform())).collect();
+    let change: Vec<f32> = model.iter().zip(&base).map(|(x, b)| x - b).collect();
+    let mut sizes: Vec<f32> = change.iter().map(|x| x.abs()).collect();
+    sizes.sort_unstable_by(f32::total_cmp);
+    for (name, gamma) in [("ties", 0.0), ("breadcrumbs", 0.01), ("breadcrumbs-ties", 0.2)] {
+        for density in [0.01, 0.1, 0.3, 0.5, 0.7] {
+            let mut terms = Terms::new(method(name).about(), "w", &[300, 1000], 1, true);
+            assert!(set(&mut terms, "density", density) && (set(&mut terms, "gamma", gamma) || name == "ties"));
+            let found = evaluate(method(name), &terms, &[model.clone(), base.clone()])?;
+            let (kept, top) = ((density * n as f64) as usize, (gamma * n as f64) as usize);
+            let first = (n - kept).saturating_sub(top);
+            let range = sizes[first]..=sizes[first + kept - 1];
+            for (i, found) in found.iter().enumerate() {
+                let expected = base[i] + if range.contains(&change[i].abs()) { change[i] } else { 0.0 };
+                assert_eq!(*found, expected, "{name} at {density}: [{i}] with a change of {}", change[i]);
+            }
+        }
+    }
     Ok(())
 }
 
