@@ -39,7 +39,13 @@ fn node(method: &'static dyn Method, terms: &Terms, inputs: &[Vec<f32>]) -> Node
 /// What a method makes of numbers, computed in `pieces`.
 fn evaluate_in(pieces: u64, method: &'static dyn Method, terms: &Terms, inputs: &[Vec<f32>]) -> Outcome<Vec<f32>> {
     method.check(terms)?;
-    let node = node(method, terms, inputs);
+    let mut node = node(method, terms, inputs);
+    // What is measured over a whole model, here of one tensor.
+    if method.surveys(terms) {
+        let data = node.data(&Settings::default(), Control::none())?;
+        let survey = method.survey(std::slice::from_ref(terms), &[data])?;
+        node.terms.survey = survey;
+    }
     let program = node.solve(DType::F32, &Settings::default(), Control::none())?;
     let elements: u64 = terms.shape.iter().product();
     let units = elements / program.unit();
