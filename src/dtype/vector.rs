@@ -1,7 +1,7 @@
 //! Plain loops over f32, compiled for the instruction set that the CPU has.
 //!
 //! The loops are over whole slices of the same length and have no order of their own, so every instruction set computes
-//! the same numbers: operations round one by one, and sums keep [`LANES`] partial sums whatever the registers' width.
+//! the same numbers: operations round one by one, and sums keep 16 partial sums whatever the registers' width.
 
 use super::lanes::{Isa, Kernel};
 use super::{Simd, dispatch};
@@ -155,7 +155,7 @@ pub fn dot_f64(a: &[f64], b: &[f64]) -> f64 {
     run(Dot(a, b))
 }
 
-/// `Σ each([a[i], b[i], …])` of numbers that are not negative: runs of [`LANES`] elements are added in f32, the runs in
+/// `Σ each([a[i], b[i], …])` of numbers that are not negative: runs of 16 elements are added in f32, the runs in
 /// f64. The relative error is some 1e-7, and the cost a fraction of [`sum`]'s.
 ///
 /// # Panics

@@ -80,6 +80,9 @@ impl Models {
             }
             inputs.push(input);
         }
+        for (model, label) in self.accompanied() {
+            inputs.push(json!({"name": label, "fingerprint": model.fingerprint()?}));
+        }
         metadata.insert("ckptmerge.recipe".to_owned(), recipe.to_string());
         metadata.insert("ckptmerge.inputs".to_owned(), Value::from(inputs).to_string());
         Ok(metadata)
