@@ -6,6 +6,7 @@
 //! only, so that a GPU computes the same.
 
 use crate::dtype::vector::{self, Loop};
+use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Which sequence of random numbers.
@@ -40,18 +41,46 @@ impl Key {
         inputs: [&[T]; N],
         each: impl Fn(T, [T; N], u32) -> T + Copy,
     ) {
+        for (key, part) in self.parts(start, out.len()) {
+            let inputs = inputs.map(|input| &input[part.clone()]);
+            let start = (start + part.start as u64) as u32;
+            vector::run(Update { key, start, out: &mut out[part], inputs, each });
+        }
+    }
+
+    /// Sums, as [`vector::sums_fast`], of `each([a[i], …], number of element start + i)`.
+    ///
+    /// # Panics
+    /// If the slices differ in length.
+    pub fn sums_fast<const N: usize, const M: usize>(
+        self,
+        start: u64,
+        inputs: [&[f32]; N],
+        each: impl Fn([f32; N], u32) -> [f32; M] + Copy,
+    ) -> [f64; M] {
+        let mut totals = [0.0; M];
+        for (key, part) in self.parts(start, inputs[0].len()) {
+            let inputs = inputs.map(|input| &input[part.clone()]);
+            let start = (start + part.start as u64) as u32;
+            let number = move |i: u32| mix(start.wrapping_add(i) ^ key.low, key.high);
+            let sums = vector::sums_fast_by_index(inputs, move |i, values| each(values, number(i)));
+            totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        }
+        totals
+    }
+
+    /// The parts of elements `start..` that have one key: an index has 32 bits, and those above change the key.
+    fn parts(self, start: u64, length: usize) -> impl Iterator<Item = (Self, Range<usize>)> {
         let mut done = 0;
-        while done < out.len() {
+        std::iter::from_fn(move || {
             let at = start + done as u64;
-            // An index has 32 bits; the bits above change the key.
             let room = usize::try_from((1 << 32) - (at & 0xffff_ffff)).unwrap_or(usize::MAX);
-            let end = done + room.min(out.len() - done);
+            let part = done..done + room.min(length - done);
+            done = part.end;
             let upper = mix((at >> 32) as u32, 0x9e37_79b9);
             let key = Self { low: self.low ^ upper, high: self.high.wrapping_add(upper) };
-            let inputs = inputs.map(|input| &input[done..end]);
-            vector::run(Update { key, start: at as u32, out: &mut out[done..end], inputs, each });
-            done = end;
-        }
+            (!part.is_empty()).then_some((key, part))
+        })
     }
 }
 

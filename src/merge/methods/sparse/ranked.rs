@@ -1,0 +1,286 @@
+//! Which elements of a change are kept by their rank in a row.
+
+use crate::dtype::vector::{self, Loop};
+use crate::merge::{Key, threshold};
+
+/// Rows along dimension 1, of which neighbours are how far apart.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Rows {
+    length: usize,
+    stride: usize,
+}
+
+impl Rows {
+    /// Of a tensor; one of one dimension is a row.
+    pub(super) fn of(shape: &[u64]) -> Self {
+        match shape {
+            [] => Self { length: 1, stride: 1 },
+            [n] => Self { length: *n as usize, stride: 1 },
+            [_, n, inner @ ..] => Self { length: *n as usize, stride: inner.iter().product::<u64>() as usize },
+        }
+    }
+
+    /// Elements that a slice along the first dimension has.
+    pub(super) fn unit(self) -> usize {
+        (self.length * self.stride).max(1)
+    }
+}
+
+/// Keeps an element with a probability that grows with its rank, by `epsilon` around `density`. Of elements that are
+/// equal in magnitude each has the mean rank.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Ranked {
+    pub(super) key: Key,
+    pub(super) density: f64,
+    pub(super) epsilon: f64,
+    pub(super) rows: Rows,
+    /// Whether what is kept is divided by its probability.
+    pub(super) by_probability: bool,
+}
+
+impl Ranked {
+    /// What each element of a change, whole slices of it, is multiplied with: 0 for what is dropped.
+    pub(super) fn factors(&self, start: u64, change: &[f32]) -> Vec<f32> {
+        let Rows { stride, .. } = self.rows;
+        let mut numbers = vec![0u32; change.len()];
+        self.key.fill(start, &mut numbers);
+        let mut factors = vec![0.0; change.len()];
+        let mut row = Row::default();
+        let slices = change.chunks(self.rows.unit()).zip(numbers.chunks(self.rows.unit()));
+        for ((change, numbers), factors) in slices.zip(factors.chunks_mut(self.rows.unit())) {
+            if stride == 1 {
+                self.row(&mut row, change, numbers, factors);
+                continue;
+            }
+            let mut along = vec![0.0; self.rows.length];
+            for offset in 0..stride {
+                let change: Vec<f32> = change[offset..].iter().step_by(stride).copied().collect();
+                let numbers: Vec<u32> = numbers[offset..].iter().step_by(stride).copied().collect();
+                self.row(&mut row, &change, &numbers, &mut along);
+                factors[offset..].iter_mut().step_by(stride).zip(&along).for_each(|(to, from)| *to = *from);
+            }
+        }
+        factors
+    }
+
+    fn row(&self, row: &mut Row, change: &[f32], numbers: &[u32], factors: &mut [f32]) {
+        let (density, epsilon) = (self.density, self.epsilon);
+        // Densities with their spread are below 1, so that limits have 32 bits.
+        let (low, high) = (threshold(density - epsilon) as u32, threshold(density + epsilon) as u32);
+        let length = change.len();
+        let probability = |place: f64| density - epsilon + 2.0 * epsilon * place;
+        if length == 1 {
+            // An only element is in the middle.
+            let scale = if self.by_probability { (1.0 / probability(0.5)) as f32 } else { 1.0 };
+            factors[0] = if numbers[0] < low.midpoint(high) { scale } else { 0.0 };
+            return;
+        }
+        vector::run(Decide { row, change, numbers, low, high, factors });
+        row.settle(numbers, low, high, factors);
+        if self.by_probability {
+            row.rank(&mut row.magnitudes.clone());
+            for (factor, magnitude) in factors.iter_mut().zip(&row.magnitudes) {
+                *factor *= (1.0 / probability(row.mean_rank(*magnitude) / (length - 1) as f64)) as f32;
+            }
+        }
+    }
+}
+
+/// Bits of a magnitude below those that name its bucket: 32 buckets to an octave.
+const SHIFT: u32 = 18;
+/// Buckets, 16 octaves of them: what is below the lowest is in it, too.
+const BUCKETS: usize = 512;
+/// Sets of counts, so that equal neighbours do not wait for each other.
+const SETS: usize = 4;
+/// Elements that are looked at together for any that are not decided.
+const CHUNK: usize = 32;
+/// Of more magnitudes than this the ranks are cheaper by sorting than by counting.
+const COUNTED: usize = 128;
+
+/// The work on a row.
+#[derive(Default)]
+struct Row {
+    magnitudes: Vec<u32>,
+    buckets: Vec<u32>,
+    /// The elements that their bucket does not decide.
+    undecided: Vec<usize>,
+    /// Magnitudes in ascending order, with how many elements are less, and equal.
+    ranks: Vec<(u32, u32, u32)>,
+    sorted: Vec<u32>,
+}
+
+impl Row {
+    /// Ranks these magnitudes of the row.
+    fn rank(&mut self, wanted: &mut Vec<u32>) {
+        wanted.sort_unstable();
+        wanted.dedup();
+        self.ranks.clear();
+        if wanted.len() <= COUNTED {
+            for magnitude in wanted.iter().copied() {
+                let (less, equal) = vector::run(Count { magnitudes: &self.magnitudes, magnitude });
+                self.ranks.push((magnitude, less, equal));
+            }
+            return;
+        }
+        self.sorted.clone_from(&self.magnitudes);
+        self.sorted.sort_unstable();
+        let mut less = 0;
+        for run in self.sorted.chunk_by(|a, b| a == b) {
+            self.ranks.push((run[0], less, run.len() as u32));
+            less += run.len() as u32;
+        }
+    }
+
+    /// The mean rank, from 0, of the elements of a magnitude that is ranked.
+    fn mean_rank(&self, magnitude: u32) -> f64 {
+        let index = self.ranks.partition_point(|(other, ..)| *other < magnitude);
+        let (_, less, equal) = self.ranks[index];
+        f64::from(less) + (f64::from(equal) - 1.0) / 2.0
+    }
+
+    /// Decides what is undecided: an element is kept if its rank is above the place of its number.
+    fn settle(&mut self, numbers: &[u32], low: u32, high: u32, factors: &mut [f32]) {
+        if self.undecided.is_empty() {
+            return;
+        }
+        let mut wanted: Vec<u32> = self.undecided.iter().map(|i| self.magnitudes[*i]).collect();
+        self.rank(&mut wanted);
+        let step = (self.magnitudes.len() - 1) as f64 / f64::from((high - low).max(1));
+        for &i in &self.undecided {
+            let place = f64::from(numbers[i] - low) * step;
+            factors[i] = if self.mean_rank(self.magnitudes[i]) > place { 1.0 } else { 0.0 };
+        }
+    }
+}
+
+/// How many magnitudes are less and equal.
+struct Count<'a> {
+    magnitudes: &'a [u32],
+    magnitude: u32,
+}
+
+impl Loop for Count<'_> {
+    type Output = (u32, u32);
+
+    #[inline(always)]
+    fn run(self) -> (u32, u32) {
+        let (mut less, mut equal) = (0u32, 0u32);
+        for other in self.magnitudes {
+            less += u32::from(*other < self.magnitude);
+            equal += u32::from(*other == self.magnitude);
+        }
+        (less, equal)
+    }
+}
+
+/// Decides by their buckets which elements of a row are kept, but for a few.
+///
+/// Ranks in a bucket lie between the number of elements below it and that of those up to it. So numbers below the place
+/// of the first are kept, and those from the place of the second on dropped.
+struct Decide<'a> {
+    row: &'a mut Row,
+    change: &'a [f32],
+    numbers: &'a [u32],
+    low: u32,
+    high: u32,
+    factors: &'a mut [f32],
+}
+
+impl Loop for Decide<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { row, change, numbers, low, high, factors } = self;
+        let length = change.len();
+        row.magnitudes.resize(length, 0);
+        row.buckets.resize(length, 0);
+        row.undecided.clear();
+        let mut most = 0;
+        for (magnitude, value) in row.magnitudes.iter_mut().zip(change) {
+            *magnitude = value.to_bits() & 0x7fff_ffff;
+            most = if *magnitude > most { *magnitude } else { most };
+        }
+        let top = most >> SHIFT;
+        for (bucket, magnitude) in row.buckets.iter_mut().zip(&row.magnitudes) {
+            *bucket = (BUCKETS as u32 - 1).saturating_sub(top - (magnitude >> SHIFT));
+        }
+        let mut counts = [[0u32; BUCKETS]; SETS];
+        let (whole, rest) = row.buckets.as_chunks::<SETS>();
+        for buckets in whole {
+            for set in 0..SETS {
+                counts[set][buckets[set] as usize % BUCKETS] += 1;
+            }
+        }
+        for bucket in rest {
+            counts[0][*bucket as usize % BUCKETS] += 1;
+        }
+        let mut ends = [0u32; BUCKETS];
+        let mut end = 0;
+        for bucket in 0..BUCKETS {
+            end += counts[0][bucket] + counts[1][bucket] + counts[2][bucket] + counts[3][bucket];
+            ends[bucket] = end;
+        }
+        // Rounding moves a limit by less than a number; one more on each side is left undecided.
+        let step = f64::from((high - low).max(1)) / (length - 1) as f64;
+        let (mut kept, mut dropped) = ([low; BUCKETS], [high; BUCKETS]);
+        for bucket in 0..BUCKETS {
+            let start = f64::from(if bucket == 0 { 0 } else { ends[bucket - 1] });
+            let last = f64::from(ends[bucket]) - 1.0;
+            let (first, behind) = (f64::from(low) + start * step - 1.0, f64::from(low) + last * step + 2.0);
+            kept[bucket] = (first.max(f64::from(low)) as u32).min(high);
+            dropped[bucket] = (behind.max(f64::from(low)) as u32).min(high);
+        }
+        let limits = Limits { kept: &kept, dropped: &dropped };
+        let (buckets, buckets_rest) = row.buckets.as_chunks::<CHUNK>();
+        let (whole, rest) = numbers.as_chunks::<CHUNK>();
+        let (factors, factors_rest) = factors.as_chunks_mut::<CHUNK>();
+        for (index, ((buckets, numbers), factors)) in buckets.iter().zip(whole).zip(factors).enumerate() {
+            if limits.decide(buckets, numbers, factors) {
+                limits.note(buckets, numbers, index * CHUNK, &mut row.undecided);
+            }
+        }
+        // The largest numbers are dropped.
+        let (mut last, mut last_numbers, mut last_factors) = ([0; CHUNK], [u32::MAX; CHUNK], [0.0; CHUNK]);
+        last[..rest.len()].copy_from_slice(buckets_rest);
+        last_numbers[..rest.len()].copy_from_slice(rest);
+        if limits.decide(&last, &last_numbers, &mut last_factors) {
+            limits.note(&last, &last_numbers, length - rest.len(), &mut row.undecided);
+        }
+        factors_rest.copy_from_slice(&last_factors[..rest.len()]);
+        // What is zero is so in any case.
+        row.undecided.retain(|i| row.magnitudes[*i] != 0);
+    }
+}
+
+/// By bucket, the number from which on elements may be dropped, and that from which on they are.
+struct Limits<'a> {
+    kept: &'a [u32; BUCKETS],
+    dropped: &'a [u32; BUCKETS],
+}
+
+impl Limits<'_> {
+    /// Sets the factors of elements that are decided, and says whether any is not.
+    #[inline(always)]
+    fn decide(&self, buckets: &[u32; CHUNK], numbers: &[u32; CHUNK], factors: &mut [f32; CHUNK]) -> bool {
+        let mut any = 0;
+        for i in 0..CHUNK {
+            let bucket = buckets[i] as usize % BUCKETS;
+            let (kept, dropped) = (self.kept[bucket], self.dropped[bucket]);
+            factors[i] = if numbers[i] < kept { 1.0 } else { 0.0 };
+            any |= u32::from(numbers[i] >= kept) & u32::from(numbers[i] < dropped);
+        }
+        any != 0
+    }
+
+    /// Notes elements that are not decided.
+    #[inline(always)]
+    fn note(&self, buckets: &[u32; CHUNK], numbers: &[u32; CHUNK], start: usize, undecided: &mut Vec<usize>) {
+        for i in 0..CHUNK {
+            let bucket = buckets[i] as usize % BUCKETS;
+            if (self.kept[bucket]..self.dropped[bucket]).contains(&numbers[i]) {
+                undecided.push(start + i);
+            }
+        }
+    }
+}
