@@ -31,8 +31,9 @@ impl<'a> Plan<'a> {
             let Some(models) = assembly.models(document) else { continue };
             let tokenizer = file.made_tokenizer(document, &models)?;
             let alignment = tokenizer.as_ref().map(|made| &made.alignment);
-            let Some(modules) = assembly.modules(document, alignment)? else { continue };
-            let planned = planner::plan(&rules(document, group), &modules);
+            let rules = rules(document, group);
+            let Some(modules) = assembly.modules(document, &rules, alignment)? else { continue };
+            let planned = planner::plan(&rules, &modules);
             let frame = modules.first().and_then(|module| module.slices.first()).map(|slice| slice.reference().root);
             let mut beside = beside(document, &modules);
             if let Some(root) = frame {
@@ -55,6 +56,7 @@ impl<'a> Plan<'a> {
             tensors: lowered(planned.made, reference.layout())?,
             left_out: assembly.left_out,
             kept_as: Vec::new(),
+            notes: assembly.notes,
             metadata: file.metadata(sources, reference)?,
             sources: sources.named().collect(),
             reference,
@@ -71,6 +73,7 @@ struct Assembly<'f, 'a> {
     supplies: HashMap<String, Rc<Supply<'a>>>,
     mismatches: Vec<Mismatch>,
     left_out: Vec<String>,
+    notes: Vec<String>,
     compare: Vec<MustBeEqual<'a>>,
 }
 
@@ -79,7 +82,14 @@ impl<'f, 'a> Assembly<'f, 'a> {
         let models: Vec<Rc<Supply<'a>>> = sources.supplies().map(Rc::new).collect();
         let named = sources.by_text.iter();
         let supplies = named.filter_map(|(text, &index)| Some((text.clone(), Rc::clone(models.get(index)?))));
-        Self { file, supplies: supplies.collect(), mismatches: Vec::new(), left_out: Vec::new(), compare: Vec::new() }
+        Self {
+            file,
+            supplies: supplies.collect(),
+            mismatches: Vec::new(),
+            left_out: Vec::new(),
+            notes: Vec::new(),
+            compare: Vec::new(),
+        }
     }
 
     fn supply(&self, reference: &Reference) -> Option<Rc<Supply<'a>>> {
@@ -121,10 +131,15 @@ impl<'f, 'a> Assembly<'f, 'a> {
     }
 
     /// The modules of a document with their models; none if one of these could not be made.
-    fn modules(&self, document: &Document, alignment: Option<&Alignment>) -> Result<Option<Vec<Module<'a>>>> {
+    fn modules(
+        &mut self,
+        document: &Document,
+        rules: &Rules,
+        alignment: Option<&Alignment>,
+    ) -> Result<Option<Vec<Module<'a>>>> {
         let mut modules = Vec::new();
         for module in &document.modules {
-            let slices = module.slices.iter().map(|slice| self.slice(document, module, slice, alignment));
+            let slices = module.slices.iter().map(|slice| self.slice(document, module, slice, rules, alignment));
             let slices: Option<Vec<Slice<'a>>> = slices.collect::<Result<Vec<_>>>()?.into_iter().collect();
             let Some(slices) = slices else { return Ok(None) };
             modules.push(Module { prefix: self.prefix(module, &slices)?, slices });
@@ -160,13 +175,15 @@ impl<'f, 'a> Assembly<'f, 'a> {
     }
 
     fn slice(
-        &self,
+        &mut self,
         document: &Document,
         module: &grammar::Module,
         slice: &grammar::Slice,
+        rules: &Rules,
         alignment: Option<&Alignment>,
     ) -> Result<Option<Slice<'a>>> {
-        let error = |message: String| slice.place.error(&self.file.path, message);
+        let file = self.file;
+        let error = |message: String| slice.place.error(&file.path, message);
         let fail = |message: String| Err(error(message));
         let method = document.method;
         let about = method.about();
@@ -199,7 +216,8 @@ impl<'f, 'a> Assembly<'f, 'a> {
         }
         let mut shared: Vec<Rc<Parameters>> = vec![Rc::clone(&slice.parameters), Rc::clone(&module.parameters)];
         shared.push(Rc::clone(&document.parameters));
-        let slice_of = Slice::new(method, sources, base_index, shared);
+        let mut slice_of = Slice::new(method, sources, base_index, shared);
+        slice_of.place_blocks(rules, &mut self.notes).map_err(error)?;
         match miscount(about, slice_of.models()) {
             Some(problem) if base_index.is_some() && about.base == Base::None => {
                 fail(format!("{problem}, `base_model` being one of them"))
