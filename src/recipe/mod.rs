@@ -324,9 +324,8 @@ impl Recipe {
         };
         let some_weighed = (0..count).any(weighed);
         if about.weight == Weight::Share && self.weights.is_none() && some_weighed && !(0..count).all(weighed) {
-            return fail(format!(
-                "--blocks gives weights of some models only: give those of the others too, with --blocks or --weights; for two models whose weights add up to 1, `--base A B --blocks weight=…` is A + w·(B − A)"
-            ));
+            let message = "--blocks gives weights of some models only: give those of the others too, with --blocks or --weights; for two models whose weights add up to 1, `--base A B --blocks weight=…` is A + w·(B − A)";
+            return fail(message.to_owned());
         }
         let special = self.weights_for.iter().map(|(pattern, _)| ("--weights-for", pattern));
         let include = self.include.iter().map(|pattern| ("--include", pattern));

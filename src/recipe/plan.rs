@@ -109,7 +109,7 @@ impl<'a> Plan<'a> {
         let mut slice = Slice::new(recipe.method, sources, base, Vec::new());
         slice.set_levels(|index| Rc::new(recipe.levels(index)), vec![Rc::new(recipe.shared_levels())]);
         let (rules, mut notes) = (recipe.rules(), Vec::new());
-        slice.place_blocks(&rules, &mut notes).map_err(Error::Recipe)?;
+        slice.place_blocks(|name| rules.merges(name), &mut notes).map_err(Error::Recipe)?;
         slice.companions = models.accompanied().map(|(model, label)| Rc::new(Supply::plain(label, model))).collect();
         let module = Module { prefix: String::new(), slices: vec![slice] };
         let planned = planner::plan(&rules, &[module]);

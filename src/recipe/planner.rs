@@ -40,7 +40,7 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Whether a tensor takes part, or is copied as it is.
-    fn merges(&self, name: &str) -> bool {
+    pub(super) fn merges(&self, name: &str) -> bool {
         let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
     }
@@ -112,12 +112,16 @@ impl<'a> Slice<'a> {
         self.levels = Levels { inputs: (0..self.inputs.len()).map(own).collect(), shared };
     }
 
-    /// Tells from the names of the reference's tensors which are in the blocks that parameters have values for. What is
-    /// to be said about it is added to `notes`.
+    /// Tells from the names of the reference's tensors which are in the blocks that parameters have values for; `merges`
+    /// says which tensors need values. What is to be said about it is added to `notes`.
     ///
     /// # Errors
     /// A message if the values are not for this model's blocks.
-    pub(super) fn place_blocks(&mut self, rules: &Rules, notes: &mut Vec<String>) -> Result<(), String> {
+    pub(super) fn place_blocks(
+        &mut self,
+        merges: impl Fn(&str) -> bool,
+        notes: &mut Vec<String>,
+    ) -> Result<(), String> {
         if !self.levels.have_blocks() {
             return Ok(());
         }
@@ -128,7 +132,7 @@ impl<'a> Slice<'a> {
         let label = reference.label.as_str();
         let blocks = ModelBlocks::of(reference.tensors()).map_err(|problem| format!("{label} {problem}"))?;
         let merged = || {
-            let merged = reference.tensors().iter().filter(|given| given.dtype.is_real() && rules.merges(&given.name));
+            let merged = reference.tensors().iter().filter(|given| given.dtype.is_real() && merges(&given.name));
             merged.map(|given| given.name.as_str())
         };
         self.levels.place_blocks(|name, setting| blocks.place(setting, (name, label), merged(), notes))

@@ -139,7 +139,7 @@ impl<'f, 'a> Assembly<'f, 'a> {
     ) -> Result<Option<Vec<Module<'a>>>> {
         let mut modules = Vec::new();
         for module in &document.modules {
-            let slices = module.slices.iter().map(|slice| self.slice(document, module, slice, rules, alignment));
+            let slices = module.slices.iter().map(|slice| self.slice(document, module, slice, alignment));
             let slices: Option<Vec<Slice<'a>>> = slices.collect::<Result<Vec<_>>>()?.into_iter().collect();
             let Some(slices) = slices else { return Ok(None) };
             modules.push(Module { prefix: self.prefix(module, &slices)?, slices });
@@ -149,6 +149,19 @@ impl<'f, 'a> Assembly<'f, 'a> {
         let exclude = document.exclude.iter().map(|pattern| ("exclude", pattern));
         matches_something(include.chain(exclude), names)
             .map_err(|error| document.place.error(&self.file.path, error))?;
+        let prefixes: Vec<String> = modules.iter().map(|module| module.prefix.clone()).collect();
+        for (module, described) in modules.iter_mut().zip(&document.modules) {
+            let longer = prefixes.iter().filter(|other| other.len() > module.prefix.len());
+            let longer: Vec<&String> = longer.collect();
+            let merged = |name: &str| {
+                let others = || longer.iter().any(|other| name.starts_with(other.as_str()));
+                name.starts_with(&module.prefix) && !others() && rules.merges(name)
+            };
+            for (slice, grammar::Slice { place, .. }) in module.slices.iter_mut().zip(&described.slices) {
+                let placed = slice.place_blocks(merged, &mut self.notes);
+                placed.map_err(|problem| place.error(&self.file.path, problem))?;
+            }
+        }
         Ok(Some(modules))
     }
 
@@ -175,15 +188,13 @@ impl<'f, 'a> Assembly<'f, 'a> {
     }
 
     fn slice(
-        &mut self,
+        &self,
         document: &Document,
         module: &grammar::Module,
         slice: &grammar::Slice,
-        rules: &Rules,
         alignment: Option<&Alignment>,
     ) -> Result<Option<Slice<'a>>> {
-        let file = self.file;
-        let error = |message: String| slice.place.error(&file.path, message);
+        let error = |message: String| slice.place.error(&self.file.path, message);
         let fail = |message: String| Err(error(message));
         let method = document.method;
         let about = method.about();
@@ -216,8 +227,7 @@ impl<'f, 'a> Assembly<'f, 'a> {
         }
         let mut shared: Vec<Rc<Parameters>> = vec![Rc::clone(&slice.parameters), Rc::clone(&module.parameters)];
         shared.push(Rc::clone(&document.parameters));
-        let mut slice_of = Slice::new(method, sources, base_index, shared);
-        slice_of.place_blocks(rules, &mut self.notes).map_err(error)?;
+        let slice_of = Slice::new(method, sources, base_index, shared);
         match miscount(about, slice_of.models()) {
             Some(problem) if base_index.is_some() && about.base == Base::None => {
                 fail(format!("{problem}, `base_model` being one of them"))
