@@ -1,5 +1,6 @@
 //! The one test binary.
 
+mod blocks;
 mod cli;
 mod convert;
 mod dtype;

@@ -6,7 +6,7 @@ use crate::adapter::Unplaced;
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::merge::Method;
-use crate::recipe::{Formula, Missing, Models, Plan, Prediction, Recipe, Target};
+use crate::recipe::{Formula, Missing, Models, Plan, Prediction, Presets, Recipe, Target, block_value};
 use clap::Args;
 use regex::Regex;
 use serde_json::{Value, json};
@@ -24,6 +24,7 @@ use std::time::Instant;
   ckptmerge merge a.st b.st --weights 0.6,0.4 -o merged.safetensors
   ckptmerge merge --base base/ tuned-1/ tuned-2/ --weights 0.3,0.5 --dtype bf16 -o merged/
   ckptmerge merge a.st b.st --base c.st --method add-difference -p alpha=0.7 -o out.safetensors
+  ckptmerge merge b.st --base a.st --blocks weight=GRAD_V --block-presets mbwpresets_master.txt -o out.safetensors
   ckptmerge merge a.st b.st --weights 0.5,0.5 --weights-for 'attn=0.2,0.8' --explain --dry-run")]
 pub(super) struct Merge {
     /// The models, in the order of their weights; MODEL+ADAPTER is one with a LoRA, as is an ADAPTER beside --base
@@ -55,6 +56,16 @@ pub(super) struct Merge {
     /// over the layers, first to last.
     #[arg(short, long = "parameter", value_name = "KEY=VALUE", value_parser = parameter)]
     parameters: Vec<(String, String)>,
+    /// Values for the blocks of Stable Diffusion or Flux, of a parameter or `weight`: alpha=0,0.5,… or alpha=NAME
+    ///
+    /// A value for each block, in supermerger's order: 26 (BASE, IN00 to IN11, M00, OUT00 to OUT11), 20 for XL, 61 for Flux;
+    /// or the name of a list in --block-presets. weight:2 and density:2 are the second model's, weight and density every
+    /// model's. Tensors that --weights-for matches have those weights. May be repeated.
+    #[arg(long, value_name = "KEY=LIST|NAME", value_parser = parameter, allow_hyphen_values = true)]
+    blocks: Vec<(String, String)>,
+    /// A file of lists for --blocks, such as supermerger's mbwpresets_master.txt
+    #[arg(long, value_name = "FILE", requires = "blocks")]
+    block_presets: Option<PathBuf>,
     /// The type of merged tensors: f32, bf16, f16, f64, f8_e4m3, f8_e5m2, q8_0, … [default: holds all inputs']
     ///
     /// Numbers too large for it become infinite; in f8_e4m3, which has no infinity, its largest.
@@ -141,6 +152,28 @@ impl Merge {
         for (name, value) in &self.parameters {
             recipe.set(name, value)?;
         }
+        let presets = self.block_presets.as_deref().map(Presets::read).transpose()?;
+        for (target, text) in &self.blocks {
+            let fail = |message: String| Error::Recipe(format!("--blocks {target}: {message}"));
+            let (name, model) = match target.split_once(':') {
+                None => (target.as_str(), None),
+                Some((name, place)) => {
+                    let place = place.parse::<usize>().ok().and_then(|place| place.checked_sub(1));
+                    let wrong = || fail("a model is called by its place, counted from 1, as in weight:2".to_owned());
+                    (name, Some(place.ok_or_else(wrong)?))
+                }
+            };
+            let values = match &presets {
+                _ if text.contains(',') => text.split(',').map(block_value).collect::<Result<_, _>>().map_err(fail)?,
+                Some(presets) => presets.get(text)?,
+                None => {
+                    let message =
+                        format!("`{text}` is the name of a list: give the file it is in with --block-presets");
+                    return Err(fail(message));
+                }
+            };
+            recipe.set_blocks(name, model, &values)?;
+        }
         Ok(recipe)
     }
 }
@@ -161,6 +194,7 @@ impl Run for Merge {
         models.all().for_each(|model| report.about(model));
         models.warnings().for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
+        plan.notes.iter().for_each(|note| report.warn(note));
         if !plan.left_out.is_empty() {
             let names = shortened(&plan.left_out);
             report.warn(&format!("the output leaves out {}: {names}", count(plan.left_out.len() as u64, "tensor")));

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 
 /// List the merge methods
 ///
-/// With their formulas and parameters. x are the models, w their weights, b is the base.
+/// With their formulas and parameters. x are the models, w their weights, b is the base. Any parameter may have another
+/// value for each block of Stable Diffusion or Flux: see `merge --blocks`.
 #[derive(Args)]
 #[command(after_help = "Example: ckptmerge methods")]
 pub(super) struct Methods {}

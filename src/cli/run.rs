@@ -19,7 +19,8 @@ use std::time::Instant;
 /// A recipe is mergekit's YAML as it is: `merge_method`, `models`, `slices` or `modules`, `base_model`, `parameters` with
 /// gradients and filters, `dtype`. Of a file with several documents, those with a `name:` are models for the others;
 /// nothing in between is written. Paths are relative to the recipe's folder, or else to the current one. Keys of ours are
-/// `seed`, `missing` (error, base or skip), `include` and `exclude` (patterns).
+/// `seed`, `missing` (error, base or skip), `include` and `exclude` (patterns), and `block_presets`, a file of named values
+/// for the blocks of a diffusion model.
 #[derive(Args)]
 #[command(after_help = "Examples:
   ckptmerge run recipe.yaml -o merged/
@@ -164,6 +165,7 @@ impl Run {
         sources.checkpoints().for_each(|model| report.about(model));
         sources.warnings().for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::of_file(&file, &sources, settings, control))?;
+        plan.notes.iter().for_each(|note| report.warn(note));
         if !plan.left_out.is_empty() {
             let names = shortened(&plan.left_out);
             report.warn(&format!("the output leaves out {}: {names}", count(plan.left_out.len() as u64, "tensor")));

@@ -124,6 +124,7 @@ impl Conversion {
             tensors: tensors.into_iter().map(|(_, planned)| planned).collect(),
             left_out,
             kept_as,
+            notes: Vec::new(),
             metadata,
             sources: std::iter::once(model)
                 .chain(adapters.into_iter().flat_map(Adapters::sources))

@@ -41,6 +41,29 @@ pub(super) struct Lacking {
 }
 
 impl Levels {
+    /// Puts other settings in place of those that have values for blocks.
+    ///
+    /// # Errors
+    /// The first of `place`.
+    pub(super) fn place_blocks(
+        &mut self,
+        mut place: impl FnMut(&str, &Setting) -> Result<Setting, String>,
+    ) -> Result<(), String> {
+        for level in self.inputs.iter_mut().chain(&mut self.shared) {
+            if !has_blocks(level) {
+                continue;
+            }
+            let placed = level.iter().map(|(name, setting)| Ok((name.clone(), place(name, setting)?)));
+            *level = Rc::new(placed.collect::<Result<_, String>>()?);
+        }
+        Ok(())
+    }
+
+    /// Whether any of them has values for blocks.
+    pub(super) fn have_blocks(&self) -> bool {
+        self.inputs.iter().chain(&self.shared).any(|level| has_blocks(level))
+    }
+
     fn of_input(&self, parameter: &str, input: usize, at: &Where<'_>) -> Option<f64> {
         let name = at.inputs.get(input).map_or(at.output, String::as_str);
         let own = self.inputs.get(input).into_iter().chain(&self.shared);
@@ -94,4 +117,8 @@ impl Levels {
         }
         Ok(())
     }
+}
+
+fn has_blocks(level: &Settings) -> bool {
+    level.values().any(Setting::has_blocks)
 }

@@ -4,6 +4,7 @@
 //! that does not fit is reported together, before any tensor data is read. [`emit`](Plan::emit) carries the plan out.
 
 mod beside;
+mod blocks;
 mod convert;
 mod difference;
 mod emit;
@@ -20,11 +21,12 @@ mod survey;
 mod tokens;
 mod yaml;
 
+pub use blocks::{Presets, value as block_value};
 pub use convert::Conversion;
 pub use difference::Difference;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
-pub use place::{Anchors, Filter, Layers, Setting, is_before_layers};
+pub use place::{Anchors, Block, Filter, Layers, Setting, is_before_layers};
 pub use plan::{Operation, Plan, Planned};
 pub use rename::{Rename, Renamed};
 pub use yaml::{Options, RecipeFile, Sources};
@@ -68,6 +70,8 @@ pub struct Recipe {
     pub weights_for: Vec<(Regex, Vec<f64>)>,
     /// Values of the method's parameters that are not at their default: one for all models, or one for each.
     pub parameters: BTreeMap<String, Vec<Setting>>,
+    /// Values for the blocks of a diffusion model, before those that hold for all of it.
+    pub blocks: Vec<InBlocks>,
     /// Whether weights are divided by their sum; the method's own way if nothing is said.
     pub normalize: Option<bool>,
     /// What random numbers follow from.
@@ -82,6 +86,17 @@ pub struct Recipe {
     pub missing: Missing,
 }
 
+/// Values of a parameter, or of weights, for the blocks of a diffusion model.
+#[derive(Clone, Debug)]
+pub struct InBlocks {
+    /// The parameter's name, or `weight`.
+    pub parameter: String,
+    /// The model that they are of, counted from 0; all if none is named.
+    pub model: Option<usize>,
+    /// A rule for each block.
+    pub setting: Setting,
+}
+
 impl Recipe {
     /// Merges by the method of that name, with its defaults.
     ///
@@ -93,6 +108,7 @@ impl Recipe {
             weights: None,
             weights_for: Vec::new(),
             parameters: BTreeMap::new(),
+            blocks: Vec::new(),
             normalize: None,
             seed: 0,
             dtype: None,
@@ -135,6 +151,40 @@ impl Recipe {
         Ok(())
     }
 
+    /// Sets a parameter, or with the name `weight` the models' weights, for each block of a diffusion model, in the order
+    /// of the blocks; of one model, counted from 0, or of all.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] if the method has no such parameter, [`Error::Recipe`] if it has one for all models, if it is
+    /// set twice, or if no model has as many blocks.
+    pub fn set_blocks(&mut self, name: &str, model: Option<usize>, values: &[f64]) -> Result<()> {
+        let about = self.method.about();
+        let parameter = if name == levels::WEIGHT && about.weight != Weight::Unused {
+            name
+        } else {
+            let known = self.known(name)?;
+            if known.scope == Scope::Shared && model.is_some() {
+                let message = format!("{} has one {} for all models: name no model with it", about.name, known.name);
+                return Err(Error::Recipe(message));
+            }
+            known.name
+        };
+        let same = |other: Option<usize>| other == model || other.is_none() || model.is_none();
+        if self.blocks.iter().any(|given| given.parameter == parameter && same(given.model)) {
+            return Err(Error::Recipe(format!("the blocks of {name} are given twice")));
+        }
+        let rules =
+            blocks::rules(values).map_err(|problem| Error::Recipe(format!("the blocks of {name}: {problem}")))?;
+        self.blocks.push(InBlocks { parameter: parameter.to_owned(), model, setting: Setting { rules } });
+        Ok(())
+    }
+
+    /// The rules for blocks that a parameter has, of one model or of what all share.
+    fn in_blocks(&self, parameter: &str, model: Option<usize>) -> Vec<(Filter, Anchors)> {
+        let mine = |given: &&InBlocks| given.parameter == parameter && (given.model.is_none() || given.model == model);
+        self.blocks.iter().filter(mine).flat_map(|given| given.setting.rules.iter().cloned()).collect()
+    }
+
     /// The method's parameter of that name; `-` and `_` are the same.
     fn known(&self, name: &str) -> Result<&'static Parameter> {
         let parameters = self.method.about().parameters;
@@ -149,22 +199,33 @@ impl Recipe {
     fn levels(&self, index: usize) -> Settings {
         let mut levels = Settings::new();
         let special = self.weights_for.iter().map(|(pattern, weights)| (Filter::Matches(pattern.clone()), weights));
-        let rules = special.chain(self.weights.iter().map(|weights| (Filter::Any, weights)));
-        let rules: Vec<(Filter, Anchors)> =
-            rules.filter_map(|(filter, weights)| Some((filter, vec![*weights.get(index)?].into()))).collect();
+        let own = |(filter, weights): (Filter, &Vec<f64>)| Some((filter, vec![*weights.get(index)?].into()));
+        let mut rules: Vec<(Filter, Anchors)> = special.filter_map(own).collect();
+        rules.extend(self.in_blocks(levels::WEIGHT, Some(index)));
+        rules.extend(self.weights.iter().map(|weights| (Filter::Any, weights)).filter_map(own));
         levels.insert(levels::WEIGHT.to_owned(), Setting { rules });
-        for (name, settings) in &self.parameters {
-            if let Some(setting) = settings.get(index).or(settings.first()) {
-                levels.insert(name.clone(), setting.clone());
-            }
-        }
+        self.add_parameters(&mut levels, Some(index));
         levels
     }
 
     /// The parameters that all inputs share.
     fn shared_levels(&self) -> Settings {
-        let first = |(name, settings): (&String, &Vec<Setting>)| Some((name.clone(), settings.first()?.clone()));
-        self.parameters.iter().filter_map(first).collect()
+        let mut levels = Settings::new();
+        self.add_parameters(&mut levels, None);
+        levels
+    }
+
+    /// Adds the parameters of an input, or those that all share.
+    fn add_parameters(&self, levels: &mut Settings, index: Option<usize>) {
+        for parameter in self.method.about().parameters {
+            let mut rules = self.in_blocks(parameter.name, index);
+            let settings = self.parameters.get(parameter.name);
+            let setting = settings.and_then(|all| all.get(index.unwrap_or(0)).or(all.first()));
+            rules.extend(setting.into_iter().flat_map(|setting| setting.rules.iter().cloned()));
+            if !rules.is_empty() {
+                levels.insert(parameter.name.to_owned(), Setting { rules });
+            }
+        }
     }
 
     /// What holds for all tensors.
@@ -249,6 +310,22 @@ impl Recipe {
             if let Some(value) = settings.iter().flat_map(Setting::values).find(|value| !(*value as f32).is_finite()) {
                 return fail(format!("the parameter {name} is {value:e}, which is not a finite number of 32 bits"));
             }
+        }
+        for given in &self.blocks {
+            if let Some(model) = given.model.filter(|model| *model >= count) {
+                let (parameter, model) = (&given.parameter, model + 1);
+                return fail(format!("--blocks gives {parameter} of model {model}, but there are {count} models"));
+            }
+        }
+        let weighed = |model| {
+            self.blocks
+                .iter()
+                .any(|given| given.parameter == levels::WEIGHT && (given.model.is_none() || given.model == Some(model)))
+        };
+        let some_weighed = (0..count).any(weighed);
+        if about.weight == Weight::Share && self.weights.is_none() && some_weighed && !(0..count).all(weighed) {
+            let message = "--blocks gives weights of some models only: give those of the others too, with --blocks or --weights; for two models whose weights add up to 1, `--base A B --blocks weight=…` is A + w·(B − A)";
+            return fail(message.to_owned());
         }
         let special = self.weights_for.iter().map(|(pattern, _)| ("--weights-for", pattern));
         let include = self.include.iter().map(|pattern| ("--include", pattern));

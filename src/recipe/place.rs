@@ -1,7 +1,8 @@
-//! Parameters that depend on the tensor: by name, and by how deep in the model it is.
+//! Parameters that depend on the tensor: by name, by block, and by how deep in the model it is.
 
 use regex::Regex;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 /// A value of a parameter, which may be another for each tensor.
 #[derive(Clone, Debug)]
@@ -19,6 +20,17 @@ pub enum Filter {
     Contains(String),
     /// Those whose name matches.
     Matches(Regex),
+    /// Those in a block of a diffusion model.
+    Block(Block),
+}
+
+/// A block of a diffusion model by its name, such as `IN04`.
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// The name.
+    pub name: String,
+    /// The tensors in it; none until it is known of which model.
+    pub(super) tensors: Arc<HashSet<String>>,
 }
 
 /// A value, or several spread evenly over the layers, with straight lines between them.
@@ -36,6 +48,7 @@ impl Filter {
             Self::Any => true,
             Self::Contains(text) => name.contains(text),
             Self::Matches(pattern) => pattern.is_match(name),
+            Self::Block(block) => block.tensors.contains(name),
         }
     }
 }

@@ -21,6 +21,8 @@ pub struct Plan<'a> {
     pub left_out: Vec<String>,
     /// Tensors that are written in another type than was asked for, as that has no form for them.
     pub kept_as: Vec<(String, DType)>,
+    /// What is to be said of how the recipe was understood.
+    pub notes: Vec<String>,
     /// The text that goes with the tensors.
     pub metadata: Metadata,
     /// What is read, and what messages call it.
@@ -106,9 +108,11 @@ impl<'a> Plan<'a> {
         let base = models.base.is_some().then_some(models.tuned.len());
         let mut slice = Slice::new(recipe.method, sources, base, Vec::new());
         slice.set_levels(|index| Rc::new(recipe.levels(index)), vec![Rc::new(recipe.shared_levels())]);
+        let (rules, mut notes) = (recipe.rules(), Vec::new());
+        slice.place_blocks(|name| rules.merges(name), &mut notes).map_err(Error::Recipe)?;
         slice.companions = models.accompanied().map(|(model, label)| Rc::new(Supply::plain(label, model))).collect();
         let module = Module { prefix: String::new(), slices: vec![slice] };
-        let planned = planner::plan(&recipe.rules(), &[module]);
+        let planned = planner::plan(&rules, &[module]);
         if !planned.mismatches.is_empty() {
             return Err(Error::Mismatch(planned.mismatches));
         }
@@ -121,6 +125,7 @@ impl<'a> Plan<'a> {
             tensors: lowered(planned.made, reference.layout())?,
             left_out: planned.left_out,
             kept_as: Vec::new(),
+            notes,
             metadata: recipe.metadata(models)?,
             sources: models.sources(),
             reference,

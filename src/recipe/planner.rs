@@ -4,6 +4,7 @@
 //! consecutive layers from each of its inputs and numbers them anew; what stands before all layers comes from the first
 //! slice, what stands behind them from the last.
 
+use super::blocks::ModelBlocks;
 use super::levels::{Lacking, Levels, Settings, Where};
 use super::plan::{MustBeEqual, scale_of};
 use super::supply::{Given, Supply};
@@ -39,7 +40,7 @@ pub(super) struct Rules {
 
 impl Rules {
     /// Whether a tensor takes part, or is copied as it is.
-    fn merges(&self, name: &str) -> bool {
+    pub(super) fn merges(&self, name: &str) -> bool {
         let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
     }
@@ -109,6 +110,32 @@ impl<'a> Slice<'a> {
     /// Gives each input, by its number in the method's order, its parameters.
     pub(super) fn set_levels(&mut self, own: impl Fn(usize) -> Rc<Settings>, shared: Vec<Rc<Settings>>) {
         self.levels = Levels { inputs: (0..self.inputs.len()).map(own).collect(), shared };
+    }
+
+    /// Tells from the names of the reference's tensors which are in the blocks that parameters have values for; `merges`
+    /// says which tensors need values. What is to be said about it is added to `notes`.
+    ///
+    /// # Errors
+    /// A message if the values are not for this model's blocks.
+    pub(super) fn place_blocks(
+        &mut self,
+        merges: impl Fn(&str) -> bool,
+        notes: &mut Vec<String>,
+    ) -> Result<(), String> {
+        if !self.levels.have_blocks() {
+            return Ok(());
+        }
+        if self.layers.is_some() {
+            return Err("values for blocks are for whole models, not for slices of them".to_owned());
+        }
+        let reference = Rc::clone(self.reference());
+        let label = reference.label.as_str();
+        let blocks = ModelBlocks::of(reference.tensors()).map_err(|problem| format!("{label} {problem}"))?;
+        let merged = || {
+            let merged = reference.tensors().iter().filter(|given| given.dtype.is_real() && merges(&given.name));
+            merged.map(|given| given.name.as_str())
+        };
+        self.levels.place_blocks(|name, setting| blocks.place(setting, (name, label), merged(), notes))
     }
 
     /// How many models are merged, without a base that does not count as one.
@@ -410,7 +437,7 @@ impl<'a> Planner<'_, 'a> {
             let problem = format!("has no `{parameter}`{whose}, which {} needs", method.about().name);
             return self.mismatch(name, problem);
         }
-        if terms.normalize && !slice.has_base && rules.strict && terms.weights.iter().sum::<f64>() == 0.0 {
+        if terms.normalize && !slice.has_base && terms.weights.iter().sum::<f64>() == 0.0 {
             return self.mismatch(name, "has weights that add up to 0, so they cannot be normalized".to_owned());
         }
         if let Err(problem) = method.check(&terms) {

@@ -51,6 +51,15 @@ impl Recipe {
         add("seed", if self.seed == 0 { Value::Null } else { self.seed.into() });
         let special = self.weights_for.iter().map(|(p, weights)| json!({"pattern": p.as_str(), "weights": weights}));
         add("weights_for", special.collect::<Vec<_>>().into());
+        let blocks = self.blocks.iter().map(|given| {
+            let mut json = json!({"parameter": given.parameter});
+            if let Some(model) = given.model {
+                json["model"] = (model + 1).into();
+            }
+            json["values"] = setting_json(&given.setting);
+            json
+        });
+        add("blocks", blocks.collect::<Vec<_>>().into());
         add("dtype", self.dtype.map_or(Value::Null, |dtype| dtype.name().into()));
         add("include", patterns(&self.include).into());
         add("exclude", patterns(&self.exclude).into());
@@ -104,12 +113,20 @@ fn setting_json(setting: &Setting) -> Value {
     };
     match &setting.rules[..] {
         [(Filter::Any, value)] => anchors(value),
+        rules if rules.iter().all(|(filter, _)| matches!(filter, Filter::Block(_))) => {
+            let block = |(filter, value): &(Filter, Anchors)| match filter {
+                Filter::Block(block) => Some((block.name.clone(), anchors(value))),
+                _ => None,
+            };
+            rules.iter().filter_map(block).collect::<Map<_, _>>().into()
+        }
         rules => rules
             .iter()
             .map(|(filter, value)| match filter {
                 Filter::Any => json!({"value": anchors(value)}),
                 Filter::Contains(text) => json!({"filter": text, "value": anchors(value)}),
                 Filter::Matches(pattern) => json!({"pattern": pattern.as_str(), "value": anchors(value)}),
+                Filter::Block(block) => json!({"block": block.name, "value": anchors(value)}),
             })
             .collect(),
     }

@@ -31,8 +31,9 @@ impl<'a> Plan<'a> {
             let Some(models) = assembly.models(document) else { continue };
             let tokenizer = file.made_tokenizer(document, &models)?;
             let alignment = tokenizer.as_ref().map(|made| &made.alignment);
-            let Some(modules) = assembly.modules(document, alignment)? else { continue };
-            let planned = planner::plan(&rules(document, group), &modules);
+            let rules = rules(document, group);
+            let Some(modules) = assembly.modules(document, &rules, alignment)? else { continue };
+            let planned = planner::plan(&rules, &modules);
             let frame = modules.first().and_then(|module| module.slices.first()).map(|slice| slice.reference().root);
             let mut beside = beside(document, &modules);
             if let Some(root) = frame {
@@ -55,6 +56,7 @@ impl<'a> Plan<'a> {
             tensors: lowered(planned.made, reference.layout())?,
             left_out: assembly.left_out,
             kept_as: Vec::new(),
+            notes: assembly.notes,
             metadata: file.metadata(sources, reference)?,
             sources: sources.named().collect(),
             reference,
@@ -71,6 +73,7 @@ struct Assembly<'f, 'a> {
     supplies: HashMap<String, Rc<Supply<'a>>>,
     mismatches: Vec<Mismatch>,
     left_out: Vec<String>,
+    notes: Vec<String>,
     compare: Vec<MustBeEqual<'a>>,
 }
 
@@ -79,7 +82,14 @@ impl<'f, 'a> Assembly<'f, 'a> {
         let models: Vec<Rc<Supply<'a>>> = sources.supplies().map(Rc::new).collect();
         let named = sources.by_text.iter();
         let supplies = named.filter_map(|(text, &index)| Some((text.clone(), Rc::clone(models.get(index)?))));
-        Self { file, supplies: supplies.collect(), mismatches: Vec::new(), left_out: Vec::new(), compare: Vec::new() }
+        Self {
+            file,
+            supplies: supplies.collect(),
+            mismatches: Vec::new(),
+            left_out: Vec::new(),
+            notes: Vec::new(),
+            compare: Vec::new(),
+        }
     }
 
     fn supply(&self, reference: &Reference) -> Option<Rc<Supply<'a>>> {
@@ -121,7 +131,12 @@ impl<'f, 'a> Assembly<'f, 'a> {
     }
 
     /// The modules of a document with their models; none if one of these could not be made.
-    fn modules(&self, document: &Document, alignment: Option<&Alignment>) -> Result<Option<Vec<Module<'a>>>> {
+    fn modules(
+        &mut self,
+        document: &Document,
+        rules: &Rules,
+        alignment: Option<&Alignment>,
+    ) -> Result<Option<Vec<Module<'a>>>> {
         let mut modules = Vec::new();
         for module in &document.modules {
             let slices = module.slices.iter().map(|slice| self.slice(document, module, slice, alignment));
@@ -134,6 +149,19 @@ impl<'f, 'a> Assembly<'f, 'a> {
         let exclude = document.exclude.iter().map(|pattern| ("exclude", pattern));
         matches_something(include.chain(exclude), names)
             .map_err(|error| document.place.error(&self.file.path, error))?;
+        let prefixes: Vec<String> = modules.iter().map(|module| module.prefix.clone()).collect();
+        for (module, described) in modules.iter_mut().zip(&document.modules) {
+            let longer = prefixes.iter().filter(|other| other.len() > module.prefix.len());
+            let longer: Vec<&String> = longer.collect();
+            let merged = |name: &str| {
+                let others = || longer.iter().any(|other| name.starts_with(other.as_str()));
+                name.starts_with(&module.prefix) && !others() && rules.merges(name)
+            };
+            for (slice, grammar::Slice { place, .. }) in module.slices.iter_mut().zip(&described.slices) {
+                let placed = slice.place_blocks(merged, &mut self.notes);
+                placed.map_err(|problem| place.error(&self.file.path, problem))?;
+            }
+        }
         Ok(Some(modules))
     }
 

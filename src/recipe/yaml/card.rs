@@ -51,6 +51,9 @@ impl RecipeFile {
             let about = last.method.about();
             (recipe["method"], recipe["formula"]) = (about.name.into(), about.formula.into());
         }
+        if !self.presets.is_empty() {
+            recipe["block_presets"] = json!(self.presets);
+        }
         recipe["yaml"] = self.text.as_str().into();
         metadata.insert("ckptmerge.recipe".to_owned(), recipe.to_string());
         metadata.insert("ckptmerge.inputs".to_owned(), Value::from(inputs).to_string());

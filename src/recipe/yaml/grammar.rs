@@ -2,7 +2,7 @@
 //!
 //! `merge_method`; one of `models`, `slices`, `modules`; `base_model`, `parameters`, `dtype`, `out_dtype`,
 //! `tokenizer_source` or `tokenizer`, `chat_template`; `name` in files of several documents. Beside them stand keys of
-//! ours: `seed`, `missing`, `include`, `exclude`. What is in none of the lists here is an error, or with
+//! ours: `seed`, `missing`, `include`, `exclude`, `block_presets`. What is in none of the lists here is an error, or with
 //! [`Options::lenient`] a warning, as mergekit would pass over it in silence and merge something else than was meant.
 
 use super::tree::{Entry, Place, Tree, Value};
@@ -10,9 +10,10 @@ use crate::dtype::{self, DType};
 use crate::error::{Error, Result};
 use crate::merge::{self, METHODS, Method, Weight};
 use crate::recipe::levels::{NORMALIZE, Settings, WEIGHT};
-use crate::recipe::{Anchors, Filter, Missing, Setting, number};
+use crate::recipe::{Anchors, Filter, Missing, Presets, Setting, blocks, number};
 use regex::Regex;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
@@ -98,7 +99,7 @@ pub(super) enum TokenSource {
     Other(Reference, Result<String, u64>),
 }
 
-const TOP: [&str; 16] = [
+const TOP: [&str; 17] = [
     "merge_method",
     "models",
     "slices",
@@ -115,6 +116,7 @@ const TOP: [&str; 16] = [
     "missing",
     "include",
     "exclude",
+    "block_presets",
 ];
 
 /// More layers than any model has.
@@ -125,6 +127,17 @@ pub(super) struct Reader<'p> {
     pub(super) path: &'p Path,
     pub(super) lenient: bool,
     pub(super) warnings: RefCell<Vec<String>>,
+    /// The file of lists for blocks that the document names.
+    presets: RefCell<Option<Presets>>,
+    /// The lists that are taken from such files.
+    pub(super) used_presets: RefCell<BTreeMap<String, Vec<f64>>>,
+}
+
+impl<'p> Reader<'p> {
+    pub(super) fn new(path: &'p Path, lenient: bool) -> Self {
+        let (warnings, presets, used_presets) = Default::default();
+        Self { path, lenient, warnings, presets, used_presets }
+    }
 }
 
 impl Reader<'_> {
@@ -219,6 +232,8 @@ impl Reader<'_> {
         };
         let method =
             merge::method(self.word(name, "`merge_method`")?).map_err(|error| name.place.error(self.path, error))?;
+        let presets = present("block_presets").map(|tree| self.presets(tree)).transpose()?;
+        self.presets.replace(presets);
         let bodies: Vec<&str> =
             ["models", "slices", "modules"].into_iter().filter(|key| present(key).is_some()).collect();
         let (["models"] | ["slices"] | ["modules"]) = bodies[..] else {
@@ -278,6 +293,17 @@ impl Reader<'_> {
             include: self.patterns(present("include"))?,
             exclude: self.patterns(present("exclude"))?,
         })
+    }
+
+    fn presets(&self, tree: &Tree) -> Result<Presets> {
+        let text = self.word(tree, "`block_presets`")?;
+        let Some(path) = super::find(self.path, text) else {
+            return self.fail(
+                tree.place,
+                format!("there is no file `{text}`, neither beside the recipe nor in the current folder"),
+            );
+        };
+        Presets::read(&path).or_else(|error| self.fail(tree.place, error))
     }
 
     fn patterns(&self, tree: Option<&Tree>) -> Result<Vec<Regex>> {
@@ -419,16 +445,55 @@ impl Reader<'_> {
         Ok(Rc::new(settings))
     }
 
-    /// A value: a number, a gradient, a value with a filter, or a list of those.
+    /// A value: a number, a gradient, a value with a filter, values for blocks, or a list of those.
     fn setting(&self, tree: &Tree) -> Result<Setting> {
         let rules = match &tree.value {
             Value::List(list) if list.iter().any(|item| matches!(item.value, Value::Map(_))) => {
-                list.iter().map(|item| self.rule(item)).collect::<Result<_>>()?
+                list.iter().map(|item| self.rules(item)).collect::<Result<Vec<_>>>()?.concat()
             }
-            Value::Map(_) => vec![self.rule(tree)?],
+            Value::Map(_) => self.rules(tree)?,
             _ => vec![(Filter::Any, self.anchors(tree)?)],
         };
         Ok(Setting { rules })
+    }
+
+    fn rules(&self, tree: &Tree) -> Result<Vec<(Filter, Anchors)>> {
+        if let Some(values) = tree.get("blocks") { self.blocks(tree, values) } else { Ok(vec![self.rule(tree)?]) }
+    }
+
+    /// Values for the blocks of a diffusion model: all in order, by the name of a list, or by the names of blocks.
+    fn blocks(&self, tree: &Tree, values: &Tree) -> Result<Vec<(Filter, Anchors)>> {
+        self.map(tree, "value for blocks", &["blocks", "otherwise"])?;
+        let listed = |numbers: &[f64]| blocks::rules(numbers).or_else(|problem| self.fail(values.place, problem));
+        let mut rules = match &values.value {
+            Value::Map(entries) => {
+                let one = |entry: &Entry| Ok(blocks::rule(entry.key.clone(), self.anchors(&entry.tree)?));
+                entries.iter().map(one).collect::<Result<Vec<_>>>()?
+            }
+            Value::List(list) => {
+                let one = |item: &Tree| {
+                    let value = blocks::value(self.word(item, "a value")?);
+                    value.or_else(|problem| self.fail(item.place, problem))
+                };
+                listed(&list.iter().map(one).collect::<Result<Vec<_>>>()?)?
+            }
+            Value::Scalar(..) => {
+                let name = self.word(values, "`blocks`")?;
+                let presets = self.presets.borrow();
+                let Some(presets) = presets.as_ref() else {
+                    let message = format!("`{name}` is the name of a list: give the file it is in as `block_presets`");
+                    return self.fail(values.place, message);
+                };
+                let numbers = presets.get(name).or_else(|error| self.fail(values.place, error))?;
+                let rules = listed(&numbers)?;
+                self.used_presets.borrow_mut().insert(name.to_owned(), numbers);
+                rules
+            }
+        };
+        if let Some(rest) = tree.get("otherwise").filter(|tree| !tree.is_null()) {
+            rules.push((Filter::Any, self.anchors(rest)?));
+        }
+        Ok(rules)
     }
 
     fn rule(&self, tree: &Tree) -> Result<(Filter, Anchors)> {

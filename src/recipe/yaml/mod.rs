@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::merge::Method;
 use crate::recipe::{joined, labels};
 use grammar::{Document, Reader, Reference, TokenSource, TokenizerSource};
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -38,6 +37,8 @@ pub struct RecipeFile {
     /// The documents that lead to the output, each behind those that it uses; the last is the output.
     order: Vec<usize>,
     method: &'static dyn Method,
+    /// The lists of values for blocks that it takes from files, by their names.
+    presets: BTreeMap<String, Vec<f64>>,
     warnings: Vec<String>,
 }
 
@@ -76,14 +77,15 @@ impl RecipeFile {
             }
             text = trees.iter().map(tree::Tree::to_yaml).collect::<Vec<_>>().join("---\n");
         }
-        let reader = Reader { path, lenient: options.lenient, warnings: RefCell::default() };
+        let reader = Reader::new(path, options.lenient);
         let documents = trees.iter().map(|tree| reader.document(tree)).collect::<Result<Vec<_>>>()?;
         let (order, unused) = order(path, &documents)?;
         let last = order.last().and_then(|&index| documents.get(index));
         let method = last.ok_or_else(|| fail("holds no recipe".to_owned()))?.method;
+        let presets = reader.used_presets.into_inner();
         let mut warnings = reader.warnings.into_inner();
         warnings.extend(unused);
-        Ok(Self { path: path.to_owned(), text, documents, order, method, warnings })
+        Ok(Self { path: path.to_owned(), text, documents, order, method, presets, warnings })
     }
 
     /// What is odd without being wrong.
@@ -154,9 +156,14 @@ impl RecipeFile {
 
     /// A path as it is from the recipe's folder, or else from the current one.
     fn find(&self, text: &str) -> Option<PathBuf> {
-        let beside = self.path.parent().unwrap_or(Path::new("")).join(text);
-        [beside, PathBuf::from(text)].into_iter().find(|path| path.exists())
+        find(&self.path, text)
     }
+}
+
+/// A path as it is from a recipe's folder, or else from the current one.
+fn find(recipe: &Path, text: &str) -> Option<PathBuf> {
+    let beside = recipe.parent().unwrap_or(Path::new("")).join(text);
+    [beside, PathBuf::from(text)].into_iter().find(|path| path.exists())
 }
 
 /// Puts a value into the documents.
