@@ -209,7 +209,9 @@ fn every_method_is_in_the_table() {
     let about = Regex::new(r#"name: "([^"]+)""#).expect("the pattern is written here");
     let row = Regex::new(r#"= row\(\s*"([^"]+)""#).expect("the pattern is written here");
     let mut written = BTreeSet::new();
-    for (file, text) in files.iter().filter(|(file, _)| *file != "mod.rs") {
+    // Of a method in several files the first has its description.
+    let is_first = |file: &str| file != "mod.rs" && (file.ends_with("/mod.rs") || !file.contains('/'));
+    for (file, text) in files.iter().filter(|(file, _)| is_first(file)) {
         let text = code(text);
         let names = about.captures_iter(&text).chain(row.captures_iter(&text)).map(|found| found[1].to_owned());
         let names: Vec<String> = names.collect();

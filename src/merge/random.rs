@@ -48,22 +48,22 @@ impl Key {
         }
     }
 
-    /// Sums, as [`vector::sums_fast`], of `each([a[i], …], number of element start + i)`.
+    /// Two sums, as [`vector::two_sums`], of `each([a[i], …], number of element start + i)`.
     ///
     /// # Panics
     /// If the slices differ in length.
-    pub fn sums_fast<const N: usize, const M: usize>(
+    pub fn two_sums<const N: usize>(
         self,
         start: u64,
         inputs: [&[f32]; N],
-        each: impl Fn([f32; N], u32) -> [f32; M] + Copy,
-    ) -> [f64; M] {
-        let mut totals = [0.0; M];
+        each: impl Fn([f32; N], u32) -> [f32; 2] + Copy,
+    ) -> [f64; 2] {
+        let mut totals = [0.0; 2];
         for (key, part) in self.parts(start, inputs[0].len()) {
             let inputs = inputs.map(|input| &input[part.clone()]);
             let start = (start + part.start as u64) as u32;
             let number = move |i: u32| mix(start.wrapping_add(i) ^ key.low, key.high);
-            let sums = vector::sums_fast_by_index(inputs, move |i, values| each(values, number(i)));
+            let sums = vector::two_sums_by_index(inputs, move |i, values| each(values, number(i)));
             totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
         totals

@@ -88,12 +88,12 @@ impl Ranked {
 
 /// Bits of a magnitude below those that name its bucket: 32 buckets to an octave.
 const SHIFT: u32 = 18;
-/// Buckets, 16 octaves of them: what is below the lowest is in it, too.
-const BUCKETS: usize = 512;
+/// Buckets, 8 octaves of them: what is below the lowest is in it, too.
+const BUCKETS: usize = 256;
 /// Sets of counts, so that equal neighbours do not wait for each other.
 const SETS: usize = 4;
 /// Elements that are looked at together for any that are not decided.
-const CHUNK: usize = 32;
+const CHUNK: usize = 16;
 /// Of more magnitudes than this the ranks are cheaper by sorting than by counting.
 const COUNTED: usize = 128;
 

@@ -67,27 +67,19 @@ impl Sieve {
     /// The L1 norms of a model's change from the base, before and after what is dropped.
     pub(super) fn norms(&self, start: u64, model: &mut [f32], base: &[f32]) -> [f64; 2] {
         match self.mask {
-            Mask::All => {
-                let [norm] = vector::sums_fast([model, base], |[x, b]| [(x - b).abs()]);
-                [norm, norm]
-            }
-            Mask::Nothing => {
-                let [norm] = vector::sums_fast([model, base], |[x, b]| [(x - b).abs()]);
-                [norm, 0.0]
-            }
+            Mask::All => vector::two_sums([model, base], |[x, b]| [(x - b).abs(); 2]),
+            Mask::Nothing => vector::two_sums([model, base], |[x, b]| [(x - b).abs(), 0.0]),
             Mask::Between(low, high) => {
                 let (low, high) = (low.to_bits(), high.to_bits());
-                vector::sums_fast([model, base], move |[x, b]| {
-                    [(x - b).abs(), (x - b).abs() * within(x - b, low, high)]
-                })
+                vector::two_sums([model, base], move |[x, b]| [(x - b).abs(), (x - b).abs() * within(x - b, low, high)])
             }
-            Mask::Random(key, limit) => key.sums_fast(start, [model, base], move |[x, b], number| {
+            Mask::Random(key, limit) => key.two_sums(start, [model, base], move |[x, b], number| {
                 [(x - b).abs(), (x - b).abs() * below(number, limit)]
             }),
             Mask::Ranked(ranked) => {
                 vector::update(model, [base], |x, [b]| x - b);
                 let factors = ranked.factors(start, model);
-                vector::sums_fast([model, &factors], |[x, factor]| [x.abs(), x.abs() * factor])
+                vector::two_sums([model, &factors], |[x, factor]| [x.abs(), x.abs() * factor])
             }
         }
     }
