@@ -297,7 +297,8 @@ impl Recipe {
             if let Some(weight) = weights.iter().find(|weight| !(**weight as f32).is_finite()) {
                 return fail(format!("{option} gives the weight {weight:e}, which is not a finite number of 32 bits"));
             }
-            if self.normalize.unwrap_or(about.normalizes) && weights.iter().sum::<f64>() == 0.0 {
+            let is_mean = self.normalize.unwrap_or(about.normalizes) && !about.needs_base();
+            if is_mean && weights.iter().sum::<f64>() == 0.0 {
                 return fail(format!("{option} gives weights that add up to 0, so they cannot be normalized"));
             }
         }
