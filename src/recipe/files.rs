@@ -8,7 +8,7 @@ use crate::error::{Bytes, Error, Result};
 use crate::merge::{BlendKernel, CopyKernel, Program};
 use crate::output::StagedFile;
 use crate::stream::{self, Control, Item, Kernel, Load, Settings};
-use ckptmerge_format::{Format, FormatError, Metadata, TensorSpec, WritePlan};
+use ckptmerge_format::{Format, FormatError, Metadata, Shard, TensorSpec, WritePlan};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -71,6 +71,7 @@ impl<'a, 'p> Files<'a, 'p> {
             let stem = if says_more { part.stem.as_str() } else { usual };
             let (mut map, mut total) = (Map::new(), 0);
             let count = shards.len();
+            let in_all: usize = shards.iter().map(Vec::len).sum();
             for (number, tensors) in shards.into_iter().enumerate() {
                 let name = match (is_folder, count) {
                     (false, _) => target.path.display().to_string(),
@@ -86,9 +87,14 @@ impl<'a, 'p> Files<'a, 'p> {
                 }
                 map.extend(specs.iter().map(|spec| (spec.name.clone(), Value::from(name.as_str()))));
                 total += tensors.iter().map(Stored::bytes).sum::<u64>();
+                let layout = if count > 1 {
+                    format.plan_shard(&specs, &metadata, Shard { number, count, tensors: in_all })
+                } else {
+                    format.plan_write(&specs, &metadata)
+                };
                 files.weights.push(OutputFile {
                     relative: Path::new(&part.folder).join(name),
-                    plan: format.plan_write(&specs, &metadata).map_err(error)?,
+                    plan: layout.map_err(error)?,
                     target: target.path.clone(),
                     format,
                     tensors,
@@ -96,7 +102,7 @@ impl<'a, 'p> Files<'a, 'p> {
                     metadata: Arc::clone(&metadata),
                 });
             }
-            if count > 1 {
+            if count > 1 && !format.numbers_shards() {
                 map.sort_keys();
                 let json = json!({"metadata": {"total_size": total}, "weight_map": map});
                 let relative = Path::new(&part.folder).join(format!("{stem}.{ending}.index.json"));
