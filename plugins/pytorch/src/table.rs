@@ -139,22 +139,18 @@ const OUTSIDE: &[&str] = &[
     "commands",
     "ctypes",
     "ftplib",
-    "functools",
     "http",
     "importlib",
     "imp",
-    "io",
     "marshal",
     "multiprocessing",
     "nt",
     "ntpath",
-    "operator",
     "os",
     "pdb",
     "pickle",
     "pip",
     "pkgutil",
-    "platform",
     "posix",
     "posixpath",
     "profile",
@@ -171,15 +167,12 @@ const OUTSIDE: &[&str] = &[
     "subprocess",
     "sys",
     "tempfile",
-    "threading",
     "timeit",
-    "trace",
-    "types",
     "urllib",
     "urllib2",
     "webbrowser",
 ];
-/// What of Python's builtins is only data.
+/// What of Python's builtins is only data, or leads to some, as `getattr` does in pickles of enumerations.
 const DATA: &[&str] = &[
     "bool",
     "bytearray",
@@ -188,6 +181,7 @@ const DATA: &[&str] = &[
     "dict",
     "float",
     "frozenset",
+    "getattr",
     "int",
     "list",
     "long",
@@ -212,12 +206,16 @@ fn outside_calls(values: &Values) -> Option<String> {
             _ => OUTSIDE.contains(&package),
         }
     };
+    // What a call gave is called by no checkpoint, whatever it is.
     let called = values.iter().filter_map(|(_, value)| match value {
-        Value::Call(call) => values.global(call.callable),
+        Value::Call(call) => match values.call(call.callable) {
+            Some((_, made_by, _)) => made_by,
+            None => values.global(call.callable).filter(|global| reaches_out(global)),
+        },
         _ => None,
     });
     let mut globals: Vec<&Global> = Vec::new();
-    for global in called.filter(|global| reaches_out(global)) {
+    for global in called {
         if !globals.contains(&global) {
             globals.push(global);
         }
@@ -231,9 +229,7 @@ fn outside_calls(values: &Values) -> Option<String> {
         format!("`{name}`")
     });
     let names = names.collect::<Vec<_>>().join(", ");
-    (!globals.is_empty()).then(|| {
-        format!("Python would call {names}{more} on loading it, which no checkpoint needs; nothing was called here")
-    })
+    (!globals.is_empty()).then(|| format!("Python would call {names}{more} on loading it; nothing was called here"))
 }
 
 /// An empty dictionary is an empty checkpoint; anything else without tensors is no checkpoint.
