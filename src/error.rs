@@ -50,6 +50,9 @@ pub enum Error {
     /// The models do not fit together.
     #[error("the models do not fit together:{}", Bullets(.0))]
     Mismatch(Vec<Mismatch>),
+    /// A model cannot be converted as was asked.
+    #[error("the model cannot be converted so:{}", Bullets(.0))]
+    Unfit(Vec<Mismatch>),
     /// A name map cannot name all of a model's tensors.
     #[error("{map} cannot name all tensors of {model}; --exclude leaves tensors out:{}", Bullets(.tensors))]
     Names {

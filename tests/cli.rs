@@ -1,6 +1,6 @@
 //! What the subcommands print, for people and for scripts.
 
-use crate::model::{Model, Outcome, Ran, binary, fixture, names_in, read, run};
+use crate::model::{Model, Outcome, Ran, binary, fixture, names_in, read, root, run};
 use ckptmerge::checkpoint::FORMATS;
 use ckptmerge::dtype::DType;
 use ckptmerge::merge::{Base, METHODS};
@@ -429,5 +429,69 @@ fn names_say_nothing_about_what_a_file_is() -> Outcome {
     // Nor does stdin: nothing waits for it.
     let child = binary().args(["inspect", "a.ckpt"]).current_dir(path).stdin(Stdio::piped()).output()?;
     Ran::from(child).ok();
+    Ok(())
+}
+
+#[test]
+fn a_pattern_may_stand_anywhere_and_may_be_missing() -> Outcome {
+    let folder = with_mixed()?;
+    let path = folder.path();
+    let all = run(path, "inspect m.st --tensors").ok().stdout;
+    assert!(all.lines().count() > 5);
+    for same in ["inspect --tensors m.st", "inspect --tensors=* m.st", "inspect m.st --tensors *"] {
+        assert_eq!(run(path, same).ok().stdout, all, "{same}");
+    }
+    run(path, "inspect --tensors").fails(2, &["needs a MODEL"]);
+    run(path, "inspect --tensors=none").fails(2, &["needs a MODEL"]);
+    run(path, "inspect").fails(2, &["MODEL"]);
+    run(path, "inspect m.st --tensors=[").fails(2, &["["]);
+    Ok(())
+}
+
+#[test]
+fn options_of_models_are_not_in_the_help_of_what_opens_none() {
+    for (name, has) in [("methods", false), ("formats", false), ("completions", false), ("man", false), ("diff", true)]
+    {
+        let help = run(root(), &format!("{name} --help")).ok().stdout;
+        for option in ["--select", "--assume", "--memory", "--io", "--threads"] {
+            assert_eq!(help.contains(option), has, "{name} {option}");
+        }
+        assert!(help.contains("--json"), "{name}");
+    }
+    // They are let through all the same, as scripts may give them to all.
+    run(root(), "formats --select ema --memory 64M").ok();
+}
+
+#[test]
+fn numbers_without_their_scales_are_told() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    let model = Model::new().with("w", DType::F8E4M3, &[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+    model.f32("w_scale_inv", &[0.5]).write(path.join("a.st"))?;
+    let told = "note: a.st: 1 tensor of 8-bit floats is taken without scales";
+    for command in ["diff a.st a.st", "inspect a.st --stats"] {
+        let ran = run(path, command).ok();
+        assert!(ran.stderr.contains(told) && ran.stderr.contains("convert --dtype bf16"), "{}", ran.stderr);
+    }
+    assert_eq!(run(path, "inspect a.st").ok().stderr, "");
+    Ok(())
+}
+
+#[test]
+fn a_scalar_is_the_same_in_formats_without_scalars() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    Model::new().with("s", DType::F32, &[], &[3.0]).f32("w", &[1.0, 2.0]).write(path.join("m.st"))?;
+    Model::new().with("s", DType::F32, &[1], &[3.0]).f32("w", &[1.0, 2.0]).write(path.join("row.st"))?;
+    run(path, "convert m.st m.gguf --no-sync").ok();
+    run(path, "diff m.st m.gguf").ok();
+    run(path, "diff m.gguf m.st").ok();
+    // Where both formats have scalars, it is a difference.
+    run(path, "diff m.st row.st").fails(1, &[]);
+    for (models, shape) in [("m.st m.gguf", &[][..]), ("m.gguf m.st", &[1])] {
+        run(path, &format!("merge {models} -o o.st --no-sync")).ok();
+        let merged = read(&path.join("o.st"))?;
+        assert_eq!((merged.tensors["s"].shape.as_slice(), merged.values("s")), (shape, vec![3.0]));
+    }
     Ok(())
 }

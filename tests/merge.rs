@@ -432,7 +432,11 @@ fn normalizing_divides_by_the_sum() -> Outcome {
     assert_eq!(base.merge(&task)?.values("x"), [1.0 + 2.0 * (3.0 * 2.0 + 4.0) / 4.0]);
 
     let opposed = Recipe { weights: Some(vec![1.0, -1.0]), ..task };
-    assert_eq!(base.merge(&opposed)?.values("x"), [1.0 + 2.0 * (2.0 - 4.0)], "as mergekit, changes are not divided by 0");
+    assert_eq!(
+        base.merge(&opposed)?.values("x"),
+        [1.0 + 2.0 * (2.0 - 4.0)],
+        "as mergekit, changes are not divided by 0"
+    );
     let normalized = Recipe { normalize: Some(true), ..linear(&[0.5, -0.5]) };
     let Err(error) = bench.merge(&normalized) else { panic!("weights that add up to 0 were normalized") };
     assert!(error.to_string().contains("add up to 0"), "{error}");

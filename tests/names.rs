@@ -263,3 +263,27 @@ fn names_of_maps_and_files_of_rules_are_told_apart() -> Outcome {
 fn tensors(contents: Contents) -> BTreeMap<String, Tensor> {
     contents.tensors
 }
+
+#[test]
+fn a_merge_of_other_names_is_told_of_the_map() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    write_pipeline(&path.join("pipeline"), &numbered(&list("sd15-small")?["diffusers"]), true)?;
+    convert(path, "pipeline sd.safetensors --rename diffusers-to-sd").ok();
+    for models in ["sd.safetensors pipeline", "pipeline sd.safetensors"] {
+        let ran = run(path, &format!("merge {models} -o o"));
+        ran.fails(1, &["do not fit together", "note: ", "shares 0 of its ", "`ckptmerge convert --rename "]);
+    }
+    let ran = run(path, "merge sd.safetensors pipeline -o o");
+    ran.fails(1, &["convert --rename diffusers-to-sd` gives pipeline the names of sd.safetensors"]);
+    Model::new().f32("a", &[1.0]).write(path.join("a.st"))?;
+    Model::new().f32("b", &[1.0]).write(path.join("b.st"))?;
+    run(path, "merge a.st b.st -o o")
+        .fails(1, &["b.st shares 0 of its 1 names with a.st: `ckptmerge convert --rename FILE`"]);
+    // A model that fits but for a tensor has no other names.
+    Model::new().f32("a", &[1.0]).f32("c", &[1.0]).f32("d", &[1.0]).write(path.join("c.st"))?;
+    Model::new().f32("a", &[1.0]).f32("c", &[1.0]).write(path.join("d.st"))?;
+    let ran = run(path, "merge c.st d.st -o o").fails(1, &["`d`"]);
+    assert!(!ran.stderr.contains("--rename"), "{}", ran.stderr);
+    Ok(())
+}

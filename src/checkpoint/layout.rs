@@ -124,7 +124,7 @@ impl Layout {
             let part = Part { folder: String::new(), stem: stem_of_index(&name).to_owned(), files: shards(path)? };
             return Ok(Self { root: root.to_owned(), is_folder: true, parts: vec![part], carries_files: true });
         }
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let stem = stem_of_file(&name).to_owned();
         let files = split(path)?.into_iter().map(|file| (file, None)).collect();
         let part = Part { folder: String::new(), stem, files };
         Ok(Self { root: path.to_owned(), is_folder: false, parts: vec![part], carries_files: false })
@@ -290,9 +290,8 @@ fn part(folder: &Path, name: &str) -> Result<Option<Part>> {
         match singles[..] {
             [] => {}
             [single] => {
-                let stem = single.strip_suffix(&format!(".{ending}")).unwrap_or(single);
                 let files = split(&folder.join(single))?.into_iter().map(|file| (file, None)).collect();
-                return Ok(make(stem, files));
+                return Ok(make(stem_of_file(single), files));
             }
             _ => return several(&singles),
         }
@@ -304,6 +303,15 @@ fn part(folder: &Path, name: &str) -> Result<Option<Part>> {
 fn stem_of_index(name: &str) -> &str {
     let file = name.strip_suffix(INDEX).unwrap_or_else(|| name.trim_end_matches(".json"));
     file.rsplit_once('.').map_or(file, |(stem, _)| stem)
+}
+
+/// A file's name before its ending, and before its number if it is one of several.
+fn stem_of_file(name: &str) -> &str {
+    let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
+    match split_files(name) {
+        Some(_) => stem.rsplit_once("-of-").and_then(|(rest, _)| rest.rsplit_once('-')).map_or(stem, |(stem, _)| stem),
+        None => stem,
+    }
 }
 
 /// All parts of the file at `path`, if it is one of several.

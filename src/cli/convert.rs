@@ -1,7 +1,7 @@
 //! `ckptmerge convert`
 
-use super::report::{count, shortened};
-use super::{Common, Run, dtype, shard_size};
+use super::report::count;
+use super::{Common, Run, dtype, remarks, shard_size};
 use crate::adapter::{self, Adapters, Unplaced};
 use crate::checkpoint::{Checkpoint, OpenOptions, format};
 use crate::dtype::DType;
@@ -38,6 +38,9 @@ pub(super) struct Convert {
     #[arg(long, value_name = "FORMAT", value_parser = format_named)]
     to: Option<Named>,
     /// The type of real numbers: f32, bf16, f16, f8_e4m3, q8_0, … [default: as they are]
+    ///
+    /// Quantized types leave tensors of fewer than two dimensions, such as norms, and rows that are no whole blocks in
+    /// f32.
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<DType>,
     /// The type of the tensors whose name matches; may be repeated, and the first match counts
@@ -88,12 +91,14 @@ fn pair(text: &str) -> Result<(String, String), String> {
 /// The name maps, and what a file of rules is.
 fn rename_help() -> String {
     let mut help = "Other names for tensors; may be repeated, and is applied in that order\n\n\
-        A file of lines `REGEX -> REPLACEMENT`, each applied to every name in their order ($1 is a group), or one of \
+        A file of lines `REGEX -> REPLACEMENT`, each applied to every name in their order, or one of \
         these maps, which also cut, join, transpose and reshape tensors where the names' owners store them otherwise:\n"
         .to_owned();
     for map in NAME_MAPS {
         help += &format!("\n  {}\n      {}", map.id(), map.about());
     }
+    help += "\n\nIn a REPLACEMENT, $1 is what the first group of the REGEX matched and $name that of a named one. Write \
+        ${1} where a letter, digit or _ follows: $1x is the group called `1x`, which there is not, and so nothing.";
     help
 }
 
@@ -148,18 +153,15 @@ impl Run for Convert {
         let renamed = conversion.rename(model)?;
         report.about(renamed.model());
         adapters.iter().flat_map(Adapters::warnings).for_each(|warning| report.warn(warning));
-        let plan = conversion.plan_with(&renamed, adapters.as_ref())?;
-        if !plan.kept_as.is_empty() {
-            let names: Vec<String> = plan.kept_as.iter().map(|(name, _)| name.clone()).collect();
-            report.warn(&format!(
-                "{} written as F32, as quantized types take rows of whole blocks: {}",
-                count(names.len() as u64, "tensor"),
-                shortened(&names)
-            ));
+        for rule in renamed.unused_rules() {
+            report.warn(&format!("--rename: no tensor's name matches `{rule}`"));
         }
+        let plan = conversion.plan_with(&renamed, adapters.as_ref())?;
         let target =
             Target { path: self.output.clone(), shard_size: self.shard_size, format: self.to.map(|named| named.0) };
         let predicted = plan.predict(&target, &settings)?;
+        remarks::of_output(&report, &plan, &target)?;
+        remarks::of_conversion(&report, &plan, &target);
         let start = Instant::now();
         if !self.dry_run {
             report.watched(predicted.written.0, |control| plan.emit(&target, &settings, control))?;

@@ -3,7 +3,7 @@
 #[cfg(feature = "plot")]
 use super::report::Report;
 use super::report::{count, shape, table};
-use super::{Common, Run};
+use super::{Common, Run, remarks};
 use crate::analysis::{self, Comparison, Difference, Tolerance};
 use crate::checkpoint::Checkpoint;
 #[cfg(feature = "plot")]
@@ -58,7 +58,10 @@ impl Run for Diff {
         let report = common.report();
         let first = Checkpoint::open_with(&self.first, &common.open())?;
         let second = Checkpoint::open_with(&self.second, &common.open())?;
-        [&first, &second].into_iter().for_each(|model| report.about(model));
+        for model in [&first, &second] {
+            report.about(model);
+            remarks::of_scales(&report, model);
+        }
         let tolerance = Tolerance { absolute: self.atol, relative: self.rtol };
         let bytes = first.file_bytes() + second.file_bytes();
         let comparison =

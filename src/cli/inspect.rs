@@ -1,7 +1,7 @@
 //! `ckptmerge inspect`
 
 use super::report::{count, grouped, shape, table};
-use super::{Common, Run};
+use super::{Common, Run, remarks};
 use crate::analysis::{self, Stats};
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::{Bytes, Error};
@@ -9,7 +9,7 @@ use clap::Args;
 use globset::{Glob, GlobMatcher};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Show what is in a model
@@ -20,10 +20,13 @@ use std::process::ExitCode;
 #[command(after_help = "Example: ckptmerge inspect model.safetensors --tensors '*attn*' --stats")]
 pub(super) struct Inspect {
     /// The model
-    model: PathBuf,
+    #[arg(required_unless_present = "tensors")]
+    model: Option<PathBuf>,
     /// List the tensors, or those whose name matches a pattern with * and ?
-    #[arg(long, value_name = "GLOB", num_args = 0..=1, default_missing_value = "*", value_parser = Glob::new)]
-    tensors: Option<Glob>,
+    ///
+    /// What follows is the pattern; write `--tensors=GLOB`, or put MODEL first.
+    #[arg(long, value_name = "GLOB", num_args = 0..=1, default_missing_value = "*")]
+    tensors: Option<String>,
     /// Read the data: min, max, mean, standard deviation, norm, zeros, NaN and infinities per tensor
     #[arg(long)]
     stats: bool,
@@ -32,14 +35,33 @@ pub(super) struct Inspect {
     tree: bool,
 }
 
+impl Inspect {
+    /// What is looked at, and the pattern of what is listed. An option that may have a value takes what follows it:
+    /// `--tensors MODEL` is a model all of whose tensors are listed.
+    fn model_and_tensors(&self) -> (PathBuf, Option<String>) {
+        match (&self.model, &self.tensors) {
+            (Some(model), tensors) => (model.clone(), tensors.clone()),
+            (None, Some(model)) if Path::new(model).exists() => (model.into(), Some("*".to_owned())),
+            (None, _) => {
+                let kind = clap::error::ErrorKind::MissingRequiredArgument;
+                super::command().error(kind, "inspect needs a MODEL, before or behind --tensors=GLOB").exit()
+            }
+        }
+    }
+}
+
 impl Run for Inspect {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
-        let model = Checkpoint::open_with(&self.model, &common.open())?;
+        let (model, tensors) = self.model_and_tensors();
+        let tensors =
+            tensors.as_deref().map(Glob::new).transpose().map_err(|error| Error::Recipe(error.to_string()))?;
+        let model = Checkpoint::open_with(&model, &common.open())?;
         report.about(&model);
-        let matcher = self.tensors.as_ref().map(Glob::compile_matcher);
+        let matcher = tensors.as_ref().map(Glob::compile_matcher);
         let listed = listed(&model, matcher.as_ref(), self.stats)?;
         let stats = if self.stats {
+            remarks::of_scales(&report, &model);
             let views: Vec<_> = listed.iter().map(|tensor| model.view(tensor)).collect();
             let bytes = listed.iter().map(|tensor| tensor.bytes).sum();
             report.watched(bytes, |control| analysis::stats(&views, &common.settings(), control))?

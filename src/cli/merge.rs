@@ -1,7 +1,7 @@
 //! `ckptmerge merge`
 
 use super::report::{count, print, shortened};
-use super::{Common, Run, dtype, named, shard_size};
+use super::{Common, Run, dtype, named, remarks, shard_size};
 use crate::adapter::Unplaced;
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
@@ -68,7 +68,8 @@ pub(super) struct Merge {
     block_presets: Option<PathBuf>,
     /// The type of merged tensors: f32, bf16, f16, f64, f8_e4m3, f8_e5m2, q8_0, … [default: holds all inputs']
     ///
-    /// Numbers too large for it become infinite; in f8_e4m3, which has no infinity, its largest.
+    /// Numbers too large for it become infinite; in f8_e4m3, which has no infinity, its largest. Quantized types leave
+    /// tensors of fewer than two dimensions, such as norms, and rows that are no whole blocks in f32.
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<DType>,
     /// What random choices follow from, for methods that make some
@@ -193,7 +194,12 @@ impl Run for Merge {
         let models = Models::open_with(&self.models, &self.companions, base, &common.open(), unplaced)?;
         models.all().for_each(|model| report.about(model));
         models.warnings().for_each(|warning| report.warn(warning));
-        let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
+        let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control));
+        let plan = plan.inspect_err(|error| {
+            if matches!(error, Error::Mismatch(_)) {
+                remarks::of_names(&report, &models);
+            }
+        })?;
         plan.notes.iter().for_each(|note| report.warn(note));
         if !plan.left_out.is_empty() {
             let names = shortened(&plan.left_out);
@@ -214,6 +220,7 @@ impl Run for Merge {
         });
         let target = Target { path, shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, &settings)?;
+        remarks::of_output(&report, &plan, &target)?;
         if self.dry_run || self.output.is_none() {
             let text = || if self.dry_run { would(&plan, recipe.method, &target, predicted) } else { String::new() };
             report.answer(text, || document(&plan, recipe.method, &target, predicted, &formulas, None))?;

@@ -11,16 +11,17 @@ mod inspect;
 mod man;
 mod merge;
 mod methods;
+mod remarks;
 mod report;
 mod run;
 mod task_vector;
 
 use crate::checkpoint::{IoMode, OpenOptions};
-use crate::dtype::DType;
+use crate::dtype::{DType, can_encode};
 use crate::error::{Bytes, Error};
 use crate::os;
 use crate::stream::Settings;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use report::Report;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
@@ -105,6 +106,9 @@ struct Common {
     #[arg(long, global = true, value_name = "MODE", default_value = "auto", value_parser = named(&IoMode::NAMES))]
     io: IoMode,
     /// Which set of tensors is the model, in files that hold several, such as state_dict or ema
+    ///
+    /// Also a path to one, such as callbacks.EMA.ema_state_dict. In CompVis' checkpoints of latent diffusion, `ema` is the
+    /// model with the averages (`model_ema.…`) in the place of its weights.
     #[arg(long, global = true, value_name = "NAME")]
     select: Option<String>,
     /// The type of elements of which a file says only the width, as NumPy's do of bf16
@@ -145,7 +149,21 @@ fn shard_size(text: &str) -> Result<Bytes, Error> {
 }
 
 fn dtype(text: &str) -> Result<DType, Error> {
-    DType::parse(text).ok_or_else(|| Error::unknown("type", text, DType::all().map(DType::name)))
+    if let Some(dtype) = DType::parse(text) {
+        return Ok(dtype);
+    }
+    // Of a name that says only part of it, such as `fp8` or `q4`.
+    let plain = text.to_lowercase().replace("float", "f").replace("fp", "f");
+    let writable = || DType::all().filter(|dtype| dtype.is_real() && can_encode(*dtype));
+    let names = writable().map(|dtype| dtype.name().to_lowercase());
+    let longer: Vec<String> = names.filter(|name| !plain.is_empty() && name.starts_with(&plain)).collect();
+    match &longer[..] {
+        [] => Err(Error::unknown("type", text, DType::all().map(DType::name))),
+        _ => {
+            let suggestion = format!("there are {}", longer.join(", "));
+            Err(Error::Unknown { what: "type", name: text.to_owned(), suggestion })
+        }
+    }
 }
 
 /// A parser for the names of a table of values, which help and errors list.
@@ -159,15 +177,25 @@ fn named<T: Copy + Send + Sync + 'static>(
     })
 }
 
-/// The whole command line, for help, completions and manual pages.
+/// Subcommands that open no model, and the common options that mean nothing to them.
+const WITHOUT_MODELS: [&str; 4] = ["methods", "formats", "completions", "man"];
+const OF_MODELS: [&str; 5] = ["threads", "memory", "io", "select", "assume"];
+
+/// The whole command line, for parsing, help, completions and manual pages.
 fn command() -> clap::Command {
-    Cli::command()
+    let command = Cli::command();
+    let of_models = command.get_arguments().filter(|arg| OF_MODELS.contains(&arg.get_id().as_str()));
+    let hidden: Vec<_> = of_models.map(|arg| arg.clone().hide(true)).collect();
+    // A subcommand that has an option of its own is not given the common one.
+    WITHOUT_MODELS
+        .iter()
+        .fold(command, |command, name| command.mut_subcommand(name, |subcommand| subcommand.args(&hidden)))
 }
 
 /// Parses the command line, runs it, and reports an error.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     os::survive_file_size_limits();
     match cli.command.run(&cli.common) {
         Ok(code) => code,

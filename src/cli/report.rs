@@ -39,9 +39,7 @@ impl Report {
 
     /// What was chosen and what is odd in a model.
     pub(super) fn about(&self, model: &Checkpoint) {
-        if !self.quiet {
-            model.notes().iter().for_each(|note| say(&format!("note: {note}")));
-        }
+        model.notes().iter().for_each(|note| self.remark(note));
         model.warnings().iter().for_each(|warning| self.warn(warning));
     }
 
@@ -49,6 +47,13 @@ impl Report {
     pub(super) fn warn(&self, message: &str) {
         if !self.quiet {
             say(&format!("warning: {message}"));
+        }
+    }
+
+    /// What one should know of an output, though nothing is wrong with it.
+    pub(super) fn remark(&self, message: &str) {
+        if !self.quiet {
+            say(&format!("note: {message}"));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::merge::{document, done, explained, would};
 use super::report::{Report, count, print, say, shortened, table};
-use super::{Common, shard_size};
+use super::{Common, remarks, shard_size};
 use crate::error::{Bytes, Error};
 use crate::recipe::{Options, Plan, RecipeFile, Target};
 use crate::stream::Settings;
@@ -194,6 +194,7 @@ impl Run {
         };
         let target = Target { path: path_out, shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, settings)?;
+        remarks::of_output(report, &plan, &target)?;
         let (mut cost, mut seconds) = (predicted, None);
         if writes {
             let start = Instant::now();

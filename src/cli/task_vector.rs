@@ -1,7 +1,7 @@
 //! `ckptmerge task-vector`
 
 use super::report::{count, grouped, shape, shortened, table};
-use super::{Common, Run, dtype, shard_size};
+use super::{Common, Run, dtype, remarks, shard_size};
 use crate::adapter::{EMBEDDINGS, Extracted, Extraction, Sketch};
 use crate::checkpoint::{by_extension, is_weights};
 use crate::dtype::{self as numbers, DType};
@@ -94,6 +94,7 @@ impl Run for TaskVector {
         }
         let target = Target { path: self.output.clone(), shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, &settings)?;
+        remarks::of_output(&report, &plan, &target)?;
         let start = Instant::now();
         let written = report.watched(predicted.written.0, |control| plan.emit(&target, &settings, control))?;
         let seconds = start.elapsed().as_secs_f64();

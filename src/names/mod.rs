@@ -89,16 +89,26 @@ pub fn unknown(id: &str) -> Error {
     Error::unknown("name map or file of rules", id, NAME_MAPS.iter().map(|map| map.id()))
 }
 
-/// The model under the map's names, and the names of the tensors that are left out.
-///
-/// # Errors
-/// [`Error::Names`] with every tensor that the map cannot name, [`Error::Format`] if elements cannot be viewed so.
-pub fn apply(map: &dyn NameMap, model: Checkpoint) -> Result<(Checkpoint, Vec<String>)> {
-    let inputs = |full: &str| model.get(full).map_or_else(|| full.to_owned(), |view| view.tensor.inputs().join("`, `"));
-    let error = |mut tensors: Vec<Mismatch>| {
-        tensors.iter_mut().for_each(|mismatch| mismatch.tensor = inputs(&mismatch.tensor));
-        Error::Names { map: map.id(), model: model.name().to_owned(), tensors }
+/// The map that gives a model names of which another has most, if there is one.
+#[must_use]
+pub fn towards(model: &Checkpoint, other: &Checkpoint) -> Option<&'static str> {
+    let fits = |map: &&&dyn NameMap| {
+        let Ok(Mapping { views, parts, .. }) = mapping(**map, model) else { return false };
+        let folders: Vec<&str> = match &parts {
+            Some(parts) => parts.iter().map(|(folder, _)| *folder).collect(),
+            None => model.layout().parts.iter().map(|part| part.folder.as_str()).collect(),
+        };
+        let has = |view: &&View| match folders.get(view.part) {
+            Some(folder) if !folder.is_empty() => other.get(&format!("{folder}/{}", view.name)).is_some(),
+            _ => other.get(&view.name).is_some(),
+        };
+        views.iter().filter(has).count() * 2 > other.tensors().len()
     };
+    NAME_MAPS.iter().find(fits).map(|map| map.id())
+}
+
+/// What a map makes of a model.
+fn mapping(map: &dyn NameMap, model: &Checkpoint) -> Result<Mapping, Vec<Mismatch>> {
     let layout = model.layout();
     let prefixes: Vec<String> = layout.parts.iter().map(Part::prefix).collect();
     let parts: Vec<PartNames<'_>> = (0..)
@@ -114,7 +124,21 @@ pub fn apply(map: &dyn NameMap, model: Checkpoint) -> Result<(Checkpoint, Vec<St
             PartNames { folder, part, tensors: tensors.collect() }
         })
         .collect();
-    let Mapping { views, parts, left_out, notes } = map.map(&parts).map_err(error)?;
+    map.map(&parts)
+}
+
+/// The model under the map's names, and the names of the tensors that are left out.
+///
+/// # Errors
+/// [`Error::Names`] with every tensor that the map cannot name, [`Error::Format`] if elements cannot be viewed so.
+pub fn apply(map: &dyn NameMap, model: Checkpoint) -> Result<(Checkpoint, Vec<String>)> {
+    let inputs = |full: &str| model.get(full).map_or_else(|| full.to_owned(), |view| view.tensor.inputs().join("`, `"));
+    let error = |mut tensors: Vec<Mismatch>| {
+        tensors.iter_mut().for_each(|mismatch| mismatch.tensor = inputs(&mismatch.tensor));
+        Error::Names { map: map.id(), model: model.name().to_owned(), tensors }
+    };
+    let Mapping { views, parts, left_out, notes } = mapping(map, &model).map_err(error)?;
+    let layout = model.layout();
     let mut seen: HashMap<(usize, &str), &View> = HashMap::new();
     let mut twice = Vec::new();
     for view in &views {

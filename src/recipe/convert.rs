@@ -4,12 +4,12 @@
 //! 8-bit float that has some, and rounded once.
 
 use super::beside::Beside;
-use super::plan::scale_of;
+use super::plan::{Kept, scale_of, stored_type};
 use super::rename::{replaced, within};
 use super::{Operation, Plan, Planned, Rename, Renamed};
 use crate::adapter::Adapters;
 use crate::checkpoint::{Tensor, TensorView};
-use crate::dtype::{self, DType, Kind, Simd};
+use crate::dtype::{self, DType, Simd};
 use crate::error::{Error, Mismatch, Result};
 use crate::merge::{Blend, BlendKernel, Input, ScaleKernel};
 use regex::Regex;
@@ -49,7 +49,8 @@ impl Conversion {
     /// Plans the conversion of a model that [`Self::rename`] has taken through the name maps. Reads no data but scales.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] with every tensor that cannot be converted, [`Error::Recipe`] if nothing is left.
+    /// [`Error::Unfit`] with every tensor that cannot be converted, [`Error::Recipe`] if nothing is left, or no number can have
+    /// the type.
     pub fn plan<'a>(&self, renamed: &'a Renamed) -> Result<Plan<'a>> {
         self.plan_with(renamed, None)
     }
@@ -66,6 +67,12 @@ impl Conversion {
         }
         // A scale is multiplied in with its tensor, or stays as it is with it.
         let scales: HashSet<String> = model.tensors().iter().filter_map(|tensor| scale_of(tensor, model)).collect();
+        if let Some(dtype) = self.dtype.filter(|dtype| !dtype.is_real() || !dtype::can_encode(*dtype)) {
+            let writable = DType::all().filter(|dtype| dtype.is_real() && dtype::can_encode(*dtype));
+            let list: Vec<String> = writable.map(|dtype| dtype.name().to_lowercase()).collect();
+            let message = format!("real numbers cannot be converted to {dtype}, but to {}", list.join(", "));
+            return Err(Error::Recipe(message));
+        }
         let mut mismatches = Vec::new();
         let (mut tensors, mut left_out, mut kept_as) = (Vec::new(), renamed.left_out.clone(), Vec::new());
         let mut consumed = HashSet::new();
@@ -113,7 +120,7 @@ impl Conversion {
             }
         }
         if !mismatches.is_empty() {
-            return Err(Error::Mismatch(mismatches));
+            return Err(Error::Unfit(mismatches));
         }
         if tensors.is_empty() {
             return Err(super::nothing_left());
@@ -141,7 +148,7 @@ impl Conversion {
         (renamed, adapters): (&'a Renamed, Option<&'a Adapters>),
         tensor: &'a Tensor,
         consumed: &mut HashSet<String>,
-        kept_as: &mut Vec<(String, DType)>,
+        kept_as: &mut Vec<Kept>,
     ) -> Result<(&'a Tensor, Planned<'a>), String> {
         let model = renamed.model();
         let view = model.view(tensor);
@@ -150,19 +157,17 @@ impl Conversion {
             .map(|adapters| adapters.over(view))
             .filter(|input| !matches!(input, Input::Tensor(own) if std::ptr::eq(own.tensor, tensor)));
         let wanted = self.dtype_of(tensor).or(adapted.is_some().then_some(tensor.dtype));
-        let Some(mut output) = wanted else { return planned(tensor.dtype, Operation::Copy(view)) };
-        if !tensor.dtype.is_real() || !output.is_real() {
-            return Err(format!("is {} and cannot become {output}: only real numbers change their type", tensor.dtype));
+        let Some(wanted) = wanted else { return planned(tensor.dtype, Operation::Copy(view)) };
+        if !tensor.dtype.is_real() || !wanted.is_real() {
+            return Err(format!("is {} and cannot become {wanted}: only real numbers change their type", tensor.dtype));
         }
-        if !dtype::can_decode(tensor.dtype) || !dtype::can_encode(output) {
-            return Err(format!("cannot be converted from {} to {output}", tensor.dtype));
+        if !dtype::can_decode(tensor.dtype) || !dtype::can_encode(wanted) {
+            return Err(format!("cannot be converted from {} to {wanted}", tensor.dtype));
         }
-        let blocks = output.block_elements();
-        let fits = tensor.shape.len() > 1 && tensor.shape.last().is_some_and(|last| last.is_multiple_of(blocks));
-        if output.kind() == Kind::Quantized && !fits {
-            // As the field does: norms and biases are not quantized.
-            output = DType::F32;
-            kept_as.push((inputs(tensor), output));
+        let output = stored_type(wanted, &tensor.shape);
+        if output != wanted {
+            let dimensions = tensor.shape.len();
+            kept_as.push(Kept { name: inputs(tensor), from: tensor.dtype, wanted, dimensions });
         }
         match (adapted, scale_of(tensor, model)) {
             (None, _) => {}

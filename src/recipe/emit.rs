@@ -1,9 +1,10 @@
 //! A plan carried out: files laid out, filled and put in place together.
 
 use super::files::{Files, OutputFile, Slot};
+use super::plan::scale_of;
 use super::survey::Surveys;
 use super::{Operation, Plan, Planned};
-use crate::checkpoint::{self, FORMATS, Layout, Part, by_extension, is_weights};
+use crate::checkpoint::{self, FORMATS, Layout, Part, TensorView, by_extension, is_weights};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error, Result};
 use crate::output::{StagedFile, StagedFolder};
@@ -12,6 +13,9 @@ use ckptmerge_format::Format;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+/// What configurations call how their weights are quantized.
+const QUANTIZATION: &str = "quantization_config";
 
 /// Where the output goes and in which form.
 #[derive(Clone)]
@@ -56,7 +60,10 @@ pub struct Prediction {
 impl Plan<'_> {
     /// Whether `target` becomes a folder: if it is to have shards, or is named as one, or a model is a folder and the
     /// target's name is not that of a file.
-    fn makes_folder(&self, target: &Target) -> Result<bool> {
+    ///
+    /// # Errors
+    /// [`Error::Output`] if the model cannot be written under that name.
+    pub fn makes_folder(&self, target: &Target) -> Result<bool> {
         let ending = target.path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         if target.format.is_none() && by_extension(&target.path).is_none() && is_weights(&target.path) {
             let message = format!("`.{ending}` files cannot be written yet; `ckptmerge formats` lists what can");
@@ -90,6 +97,46 @@ impl Plan<'_> {
     /// [`Error::Io`] if their folder cannot be listed.
     pub fn left_beside(&self) -> Result<Vec<PathBuf>> {
         Ok(self.frame.layout().companions()?.1)
+    }
+
+    /// The configurations, relative to the folder, that no longer say how weights are quantized, as theirs no longer are.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be listed.
+    pub fn dequantized_configs(&self) -> Result<Vec<PathBuf>> {
+        let frame = self.frame.layout();
+        let mut companions = frame.companions()?.0;
+        companions.retain(|relative| {
+            let says_so = |config: Value| config.get(QUANTIZATION).is_some();
+            self.part_of_config(relative).is_some_and(|part| self.is_dequantized(part))
+                && checkpoint::read_json(&frame.root.join(relative)).is_ok_and(says_so)
+        });
+        Ok(companions)
+    }
+
+    /// Whether 8-bit floats of a part were multiplied by their scales, and none are left that have some.
+    fn is_dequantized(&self, part: usize) -> bool {
+        let scaled = |view: &TensorView<'_>| scale_of(view.tensor, view.checkpoint).is_some();
+        let operations = || self.tensors.iter().filter(|tensor| tensor.part == part).map(|tensor| &tensor.operation);
+        operations().any(|operation| matches!(operation, Operation::Scale(..)))
+            && !operations().any(|operation| matches!(operation, Operation::Copy(view) if scaled(view)))
+    }
+
+    /// The part whose `config.json` a file is.
+    fn part_of_config(&self, relative: &Path) -> Option<usize> {
+        if relative.file_name()? != "config.json" {
+            return None;
+        }
+        let parts = &self.reference.layout().parts;
+        parts.iter().position(|part| Some(Path::new(&part.folder)) == relative.parent())
+    }
+
+    /// Whether a file that is read would be replaced.
+    #[must_use]
+    pub fn replaces_input(&self, target: &Target) -> bool {
+        let Ok(output) = target.path.canonicalize() else { return false };
+        let mut files = self.sources.iter().flat_map(|(source, _)| source.files());
+        files.any(|file| file.path().canonicalize().is_ok_and(|path| path.starts_with(&output)))
     }
 
     /// What carrying the plan out will cost.
@@ -182,14 +229,10 @@ impl Plan<'_> {
         folder.commit(settings.sync)
     }
 
-    /// A model's `config.json` with what is now another: the type of its tensors, if it names one, and how many layers
-    /// and tokens there are.
+    /// A model's `config.json` with what is now another: the type of its tensors, if it names one, how many layers and
+    /// tokens there are, and whether weights are quantized.
     fn config_of_merged(&self, source: &Path, relative: &Path) -> Option<String> {
-        if relative.file_name()? != "config.json" {
-            return None;
-        }
-        let parts = &self.reference.layout().parts;
-        let part = parts.iter().position(|part| Some(Path::new(&part.folder)) == relative.parent())?;
+        let part = self.part_of_config(relative)?;
         let blended = |t: &&Planned<'_>| {
             t.part == part && matches!(t.operation, Operation::Blend(..) | Operation::Merge(..) | Operation::Scale(..))
         };
@@ -198,6 +241,11 @@ impl Plan<'_> {
         // A configuration that cannot be read is copied as it is.
         let mut config = checkpoint::read_json(source).ok()?;
         let mut changed = self.beside.update(&mut config);
+        if self.is_dequantized(part)
+            && let Value::Object(entries) = &mut config
+        {
+            changed |= entries.shift_remove(QUANTIZATION).is_some();
+        }
         for key in ["torch_dtype", "dtype"] {
             if let (Some(Value::String(name)), Some(dtype)) = (config.get_mut(key), dtype)
                 && name != dtype

@@ -2,17 +2,18 @@
 
 use super::survey::Surveys;
 use super::{Operation, Plan, Planned, Target};
-use crate::checkpoint::{FORMATS, TensorView};
-use crate::dtype::DType;
+use crate::checkpoint::{Checkpoint, FORMATS, TensorView};
+use crate::dtype::{self, DType};
 use crate::error::{Bytes, Error, Result};
 use crate::merge::{BlendKernel, CopyKernel, Program};
 use crate::output::StagedFile;
 use crate::stream::{self, Control, Item, Kernel, Load, Settings};
-use ckptmerge_format::{Format, FormatError, Metadata, TensorSpec, WritePlan};
+use ckptmerge_format::{Format, FormatError, Metadata, Shard, TensorSpec, WritePlan};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One file with weights.
 pub(super) struct OutputFile<'a, 'p> {
@@ -22,7 +23,7 @@ pub(super) struct OutputFile<'a, 'p> {
     format: &'static dyn Format,
     tensors: Vec<Stored<'a, 'p>>,
     specs: Vec<TensorSpec>,
-    metadata: &'p Metadata,
+    metadata: Arc<Metadata>,
 }
 
 /// A tensor and what its bytes are made of: for one whose tie the format cannot keep, what its target is made of.
@@ -49,6 +50,7 @@ impl<'a, 'p> Files<'a, 'p> {
         let format = target.format();
         let mut files = Files { weights: Vec::new(), indices: Vec::new() };
         let layout = plan.reference.layout();
+        let metadata = Arc::new(plan.metadata_in(format));
         let by_name: HashMap<&str, &Operation<'_>> =
             plan.tensors.iter().map(|planned| (planned.name.as_str(), &planned.operation)).collect();
         for (index, part) in layout.parts.iter().enumerate() {
@@ -69,6 +71,7 @@ impl<'a, 'p> Files<'a, 'p> {
             let stem = if says_more { part.stem.as_str() } else { usual };
             let (mut map, mut total) = (Map::new(), 0);
             let count = shards.len();
+            let in_all: usize = shards.iter().map(Vec::len).sum();
             for (number, tensors) in shards.into_iter().enumerate() {
                 let name = match (is_folder, count) {
                     (false, _) => target.path.display().to_string(),
@@ -79,23 +82,27 @@ impl<'a, 'p> Files<'a, 'p> {
                 let error = |source| Error::Format { path: target.path.clone(), source };
                 if let Some(spec) = specs.iter().find(|spec| !format.can_store(spec.dtype)) {
                     let message = format!("{} has no place for elements of type {}", format.id(), spec.dtype);
-                    return Err(error(
-                        FormatError::unsupported(message).at(&spec.name).hint("choose another type with --dtype"),
-                    ));
+                    let hint = instead(format, spec.dtype);
+                    return Err(error(FormatError::unsupported(message).at(&spec.name).hint(hint)));
                 }
                 map.extend(specs.iter().map(|spec| (spec.name.clone(), Value::from(name.as_str()))));
                 total += tensors.iter().map(Stored::bytes).sum::<u64>();
+                let layout = if count > 1 {
+                    format.plan_shard(&specs, &metadata, Shard { number, count, tensors: in_all })
+                } else {
+                    format.plan_write(&specs, &metadata)
+                };
                 files.weights.push(OutputFile {
                     relative: Path::new(&part.folder).join(name),
-                    plan: format.plan_write(&specs, &plan.metadata).map_err(error)?,
+                    plan: layout.map_err(error)?,
                     target: target.path.clone(),
                     format,
                     tensors,
                     specs,
-                    metadata: &plan.metadata,
+                    metadata: Arc::clone(&metadata),
                 });
             }
-            if count > 1 {
+            if count > 1 && !format.numbers_shards() {
                 map.sort_keys();
                 let json = json!({"metadata": {"total_size": total}, "weight_map": map});
                 let relative = Path::new(&part.folder).join(format!("{stem}.{ending}.index.json"));
@@ -104,6 +111,38 @@ impl<'a, 'p> Files<'a, 'p> {
         }
         Ok(files)
     }
+}
+
+impl Plan<'_> {
+    /// The text for a file of the format. transformers 4 refuses safetensors with text that does not say whose layout
+    /// the tensors have: of models that come from torch, or that it took before text was added, this says so.
+    fn metadata_in(&self, format: &dyn Format) -> Metadata {
+        let mut metadata = self.metadata.clone();
+        let said = |model: &Checkpoint| model.metadata().get(LIBRARY).cloned();
+        let models = || self.sources.iter().map(|(model, _)| *model);
+        let is_other = models().any(|model| said(model).is_some_and(|library| library != TORCH));
+        let is_torch = models().any(|model| model.format() == "pytorch" || said(model).is_some());
+        let was_bare = models().all(|model| model.format() == "safetensors" && model.metadata().is_empty());
+        if format.id() == "safetensors" && !is_other && (is_torch || (was_bare && !metadata.is_empty())) {
+            metadata.entry(LIBRARY.to_owned()).or_insert_with(|| TORCH.to_owned());
+        }
+        metadata
+    }
+}
+
+/// The key of safetensors' metadata that names a library, and torch's name there.
+const LIBRARY: &str = "format";
+const TORCH: &str = "pt";
+
+/// What to do about a type that a format has no place for.
+fn instead(format: &dyn Format, dtype: DType) -> String {
+    if !dtype.is_real() {
+        return "--dtype changes real numbers only: leave it out with --exclude, or choose another format".to_owned();
+    }
+    let writable =
+        DType::all().filter(|dtype| dtype.is_real() && format.can_store(*dtype) && dtype::can_encode(*dtype));
+    let names: Vec<String> = writable.map(|dtype| dtype.name().to_lowercase()).collect();
+    format!("choose another type with --dtype: {}", names.join(", "))
 }
 
 impl Stored<'_, '_> {
@@ -208,7 +247,7 @@ impl<'a, 'p> OutputFile<'a, 'p> {
         if self.plan.wants_crc32 {
             let segments = self
                 .format
-                .finish_write(&self.plan, &self.specs, self.metadata, &crc32)
+                .finish_write(&self.plan, &self.specs, &self.metadata, &crc32)
                 .map_err(|source| Error::Format { path: self.target.clone(), source })?;
             for segment in segments {
                 staged.write_at(segment.offset, &segment.bytes)?;

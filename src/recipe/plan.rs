@@ -5,7 +5,7 @@ use super::planner::{self, Made, Making, Module, Slice, Source};
 use super::supply::Supply;
 use super::{Models, Recipe};
 use crate::checkpoint::{Checkpoint, Layout, Tensor, TensorView};
-use crate::dtype::{DType, Simd};
+use crate::dtype::{DType, Kind, Simd};
 use crate::error::{Error, Mismatch, Result};
 use crate::merge::{self, Blend, BlendKernel, Input, Node, ScaleKernel, Terms};
 use crate::stream::{self, Control, Group, Settings};
@@ -20,7 +20,7 @@ pub struct Plan<'a> {
     /// Tensors of the inputs that the output will not have, as was asked.
     pub left_out: Vec<String>,
     /// Tensors that are written in another type than was asked for, as that has no form for them.
-    pub kept_as: Vec<(String, DType)>,
+    pub kept_as: Vec<Kept>,
     /// What is to be said of how the recipe was understood.
     pub notes: Vec<String>,
     /// The text that goes with the tensors.
@@ -33,6 +33,26 @@ pub struct Plan<'a> {
     pub(super) frame: &'a Checkpoint,
     /// What is different in those small files.
     pub(super) beside: Beside,
+}
+
+/// A tensor that is written in another type than was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Its name in the model's files.
+    pub name: String,
+    /// The type it has there.
+    pub from: DType,
+    /// The type that was asked for.
+    pub wanted: DType,
+    /// How many dimensions it has.
+    pub dimensions: usize,
+}
+
+/// The type of a tensor for which `wanted` was asked. As in llama.cpp, norms, biases and whatever else has fewer than
+/// two dimensions is not quantized; nor are rows that are no whole blocks.
+pub(super) fn stored_type(wanted: DType, shape: &[u64]) -> DType {
+    let fits = shape.len() > 1 && shape.last().is_some_and(|last| last.is_multiple_of(wanted.block_elements()));
+    if wanted.kind() == Kind::Quantized && !fits { DType::F32 } else { wanted }
 }
 
 /// One output tensor.
@@ -124,7 +144,7 @@ impl<'a> Plan<'a> {
         Ok(Self {
             tensors: lowered(planned.made, reference.layout())?,
             left_out: planned.left_out,
-            kept_as: Vec::new(),
+            kept_as: planned.kept,
             notes,
             metadata: recipe.metadata(models)?,
             sources: models.sources(),
@@ -194,7 +214,7 @@ fn operation<'a>(input: Input<'a>, name: &str, shape: &[u64], dtype: DType) -> R
 }
 
 /// The tensor that an 8-bit float tensor must be multiplied with to mean anything, by the names in use.
-pub(super) fn scale_of(tensor: &Tensor, model: &Checkpoint) -> Option<String> {
+pub(crate) fn scale_of(tensor: &Tensor, model: &Checkpoint) -> Option<String> {
     if !matches!(tensor.dtype, DType::F8E4M3 | DType::F8E5M2) {
         return None;
     }

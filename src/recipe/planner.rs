@@ -6,7 +6,7 @@
 
 use super::blocks::ModelBlocks;
 use super::levels::{Lacking, Levels, Settings, Where};
-use super::plan::{MustBeEqual, scale_of};
+use super::plan::{Kept, MustBeEqual, scale_of, stored_type};
 use super::supply::{Given, Supply};
 use super::tokens::is_by_token;
 use super::{Layers, Missing, is_before_layers};
@@ -173,6 +173,7 @@ pub(super) enum Making<'a> {
 pub(super) struct Planned<'a> {
     pub(super) made: Vec<Made<'a>>,
     pub(super) left_out: Vec<String>,
+    pub(super) kept: Vec<Kept>,
     pub(super) mismatches: Vec<Mismatch>,
     pub(super) compare: Vec<MustBeEqual<'a>>,
 }
@@ -284,6 +285,17 @@ impl<'a> Planner<'_, 'a> {
         None
     }
 
+    /// The type that was asked for, or what a tensor that cannot have it gets.
+    fn asked(&mut self, name: &str, given: &Given<'a>) -> Option<DType> {
+        let wanted = self.rules.dtype?;
+        let dtype = stored_type(wanted, &given.shape);
+        if dtype != wanted {
+            let (name, dimensions) = (name.to_owned(), given.shape.len());
+            self.planned.kept.push(Kept { name, from: given.dtype, wanted, dimensions });
+        }
+        Some(dtype)
+    }
+
     /// The tensors of slices one after the other, with the layers numbered anew.
     fn layered<'s>(
         &mut self,
@@ -367,7 +379,8 @@ impl<'a> Planner<'_, 'a> {
                     self.mismatch(name, format!("is missing in {} (see {})", labels.join(", "), rules.missing_option))
                 }
                 (Missing::Base, Some(given)) => {
-                    let dtype = rules.dtype.filter(|_| given.dtype.is_real()).unwrap_or(given.dtype);
+                    let asked = if given.dtype.is_real() { self.asked(name, given) } else { None };
+                    let dtype = asked.unwrap_or(given.dtype);
                     Some(Made { dtype, ..made(name, given, Making::From(given.input.clone())) })
                 }
                 _ => self.leave_out(name),
@@ -379,7 +392,7 @@ impl<'a> Planner<'_, 'a> {
                 given.iter().zip(&slice.inputs).map(|(given, input)| format!("{} in {}", text(given), input.label));
             all.collect::<Vec<_>>().join(", ")
         };
-        if given.iter().any(|given| given.shape != own.shape) {
+        if given.iter().any(|given| !same_shape(&given.shape, &own.shape)) {
             let shapes = each(|given| format!("{:?}", given.shape));
             let rows_alone = given.iter().all(|given| given.shape.get(1..) == own.shape.get(1..));
             let hint = if rules.strict && rows_alone && is_by_token(name) {
@@ -444,7 +457,7 @@ impl<'a> Planner<'_, 'a> {
             return self.mismatch(name, problem);
         }
         let promoted = given.iter().try_fold(own.dtype, |all, given| all.promote(given.dtype));
-        let dtype = rules.dtype.or(promoted)?;
+        let dtype = self.asked(name, own).or(promoted)?;
         let mut inputs: Vec<Input<'a>> = given.iter().map(|given| given.input.clone()).collect();
         match accompanying(slice, name, &own.shape) {
             Ok(more) => drop(inputs.splice(slice.models()..slice.models(), more)),
@@ -473,6 +486,12 @@ impl<'a> Planner<'_, 'a> {
     }
 }
 
+/// Whether tensors have the same elements in the same places. A scalar is the same as one element in a row, which
+/// formats without scalars make of it.
+fn same_shape(one: &[u64], other: &[u64]) -> bool {
+    one == other || matches!((one, other), ([], [1]) | ([1], []))
+}
+
 /// What the companions have for a tensor, which must fit it.
 fn accompanying<'a>(slice: &Slice<'a>, name: &str, shape: &[u64]) -> Result<Vec<Input<'a>>, String> {
     let input = |companion: &Rc<Supply<'a>>| {
@@ -480,7 +499,7 @@ fn accompanying<'a>(slice: &Slice<'a>, name: &str, shape: &[u64]) -> Result<Vec<
         let given = companion
             .get(name)
             .ok_or_else(|| format!("is missing in {label}: --exclude it if it is not to be merged"))?;
-        if given.shape != shape {
+        if !same_shape(&given.shape, shape) {
             return Err(format!("has different shapes: {shape:?}, but {:?} in {label}", given.shape));
         }
         if !given.dtype.is_real() {

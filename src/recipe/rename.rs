@@ -31,6 +31,8 @@ pub struct Renamed {
     pub(super) is_filtered: bool,
     /// Rules for the names as they now are.
     pub(super) rules: Vec<(Regex, String)>,
+    /// Rules that no name matches.
+    unused: Vec<String>,
 }
 
 impl Renamed {
@@ -39,13 +41,19 @@ impl Renamed {
     pub fn model(&self) -> &Checkpoint {
         &self.model
     }
+
+    /// The patterns of rules that changed no name: slips, mostly.
+    #[must_use]
+    pub fn unused_rules(&self) -> &[String] {
+        &self.unused
+    }
 }
 
 impl Conversion {
     /// Takes the model through the name maps. Reads no data.
     ///
     /// # Errors
-    /// [`Error::Names`] or [`Error::Format`] with what a map cannot name, [`Error::Mismatch`] with what rules or a map
+    /// [`Error::Names`] or [`Error::Format`] with what a map cannot name, [`Error::Unfit`] with what rules or a map
     /// make of it, [`Error::Recipe`] if a pattern matches nothing.
     pub fn rename(&self, model: Checkpoint) -> Result<Renamed> {
         self.check_patterns(&model)?;
@@ -55,9 +63,11 @@ impl Conversion {
             Rename::Rules(rules) => rules.clone(),
             Rename::Map(_) => Vec::new(),
         });
-        let rules = rules.collect();
+        let rules: Vec<(Regex, String)> = rules.collect();
+        let mut unused = Vec::new();
         if before.is_empty() {
-            return Ok(Renamed { model, left_out: Vec::new(), is_filtered: false, rules });
+            note_unused(&rules, &model, |name| self.keeps(name), &mut unused);
+            return Ok(Renamed { model, left_out: Vec::new(), is_filtered: false, rules, unused });
         }
         check_scales(&model, |name| self.keeps(name))?;
         let (kept, out): (Vec<_>, Vec<_>) = model.tensors().iter().partition(|tensor| self.keeps(&tensor.name));
@@ -77,6 +87,7 @@ impl Conversion {
                     left_out.extend(out);
                 }
                 Rename::Rules(rules) => {
+                    note_unused(rules, &model, |_| true, &mut unused);
                     let all: Vec<&str> = model.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
                     let views = named(&model, &all, |name| replaced(rules, name));
                     check_distinct(&model, &views)?;
@@ -85,7 +96,8 @@ impl Conversion {
                 }
             }
         }
-        Ok(Renamed { model, left_out, is_filtered: true, rules })
+        note_unused(&rules, &model, |_| true, &mut unused);
+        Ok(Renamed { model, left_out, is_filtered: true, rules, unused })
     }
 
     /// That every pattern matches a name of the model.
@@ -105,6 +117,22 @@ pub(super) fn replaced(rules: &[(Regex, String)], name: &str) -> String {
         Cow::Owned(new) => new,
     };
     rules.iter().fold(name.to_owned(), replace)
+}
+
+/// Adds the rules that match none of the names that they are applied to.
+fn note_unused(rules: &[(Regex, String)], model: &Checkpoint, keeps: impl Fn(&str) -> bool, unused: &mut Vec<String>) {
+    let kept = model.tensors().iter().filter(|tensor| keeps(&tensor.name));
+    let mut used = vec![false; rules.len()];
+    for tensor in kept {
+        let mut name = Cow::Borrowed(within(model, tensor));
+        for (rule, used) in rules.iter().zip(&mut used) {
+            if rule.0.is_match(&name) {
+                *used = true;
+                name = Cow::Owned(replaced(std::slice::from_ref(rule), &name));
+            }
+        }
+    }
+    unused.extend(rules.iter().zip(used).filter(|(_, used)| !used).map(|((from, _), _)| from.as_str().to_owned()));
 }
 
 /// Views of tensors as they are, by names that `rename` makes of those within their parts.
@@ -138,7 +166,7 @@ fn check_distinct(model: &Checkpoint, views: &[View]) -> Result<()> {
             twice.push(Mismatch { tensor: inputs(view), problem });
         }
     }
-    if twice.is_empty() { Ok(()) } else { Err(Error::Mismatch(twice)) }
+    if twice.is_empty() { Ok(()) } else { Err(Error::Unfit(twice)) }
 }
 
 /// That no tensor that is kept has a scale, which maps do not know and so would part from it.
@@ -154,5 +182,5 @@ fn check_scales(model: &Checkpoint, keeps: impl Fn(&str) -> bool) -> Result<()> 
             Some(Mismatch { tensor: tensor.name.clone(), problem })
         })
         .collect();
-    if problems.is_empty() { Ok(()) } else { Err(Error::Mismatch(problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(Error::Unfit(problems)) }
 }

@@ -18,7 +18,7 @@ pub use dtype::{DType, Kind};
 pub use error::{Fault, FormatError, printable};
 pub use index::{Data, Extent, Index, Metadata, Piece, Pieces, Source, Subtree, TensorInfo};
 pub use reader::Reader;
-pub use write::{Segment, TensorSpec, WritePlan};
+pub use write::{Segment, Shard, TensorSpec, WritePlan};
 pub use zip::{ZipReader, check_zip_header, zip_directory};
 
 /// A checkpoint format: how to find the tensors in a file's bytes, and how to lay out new ones.
@@ -69,6 +69,19 @@ pub trait Format: Sync {
     /// # Errors
     /// [`FormatError`] if the format has no way to store one of the names, types or shapes.
     fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError>;
+
+    /// Whether the files of a model in several say themselves which of them they are, so that no index stands beside them.
+    fn numbers_shards(&self) -> bool {
+        false
+    }
+
+    /// As [`Format::plan_write`], for one of several files.
+    ///
+    /// # Errors
+    /// As [`Format::plan_write`].
+    fn plan_shard(&self, tensors: &[TensorSpec], metadata: &Metadata, _: Shard) -> Result<WritePlan, FormatError> {
+        self.plan_write(tensors, metadata)
+    }
 
     /// The segments that hold the CRC-32 of each tensor's bytes, for a plan that [wants](WritePlan::wants_crc32) them.
     ///

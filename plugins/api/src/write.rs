@@ -15,6 +15,17 @@ pub struct TensorSpec {
     pub alias_of: Option<String>,
 }
 
+/// Which of a model's files one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Its number, from 0.
+    pub number: usize,
+    /// How many files there are.
+    pub count: usize,
+    /// How many tensors are in all of them.
+    pub tensors: usize,
+}
+
 /// Bytes of a file that are known before any tensor data is: headers, tables, padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {

@@ -19,7 +19,9 @@
 //!
 //! *Writing*: version 3, little-endian, tensors in the order given, each padded to the alignment, as ggml demands. The
 //! key `general.architecture` comes first, then those that begin with `general.`, then all others; those that begin
-//! with `split.` are left out, for one file is written. No key is added, though llama.cpp needs some. A scalar becomes
+//! with `split.` are of the files that were read, and left out. Of a model in several files the first has the
+//! metadata, and all have the keys `split.no`, `split.count` and `split.tensors.count`, by which llama.cpp finds the
+//! others. No other key is added, though llama.cpp needs some. A scalar becomes
 //! a tensor of one dimension and one element, as ggml has no scalars. Tensors cannot be tied.
 //!
 //! *Metadata*: strings are plain text; values of other types are text that begins with `gguf:` and a type, such as
@@ -36,7 +38,7 @@ mod tests;
 
 pub use split::split_files;
 
-use ckptmerge_format::{DType, Format, FormatError, Index, Metadata, Source, TensorSpec, WritePlan};
+use ckptmerge_format::{DType, Format, FormatError, Index, Metadata, Shard, Source, TensorSpec, WritePlan};
 
 /// What files begin with.
 const MAGIC: [u8; 4] = *b"GGUF";
@@ -86,5 +88,13 @@ impl Format for Gguf {
 
     fn plan_write(&self, tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
         write::plan(tensors, metadata)
+    }
+
+    fn numbers_shards(&self) -> bool {
+        true
+    }
+
+    fn plan_shard(&self, tensors: &[TensorSpec], metadata: &Metadata, shard: Shard) -> Result<WritePlan, FormatError> {
+        write::plan_shard(tensors, metadata, shard)
     }
 }

@@ -1,15 +1,39 @@
 //! The header of a new file, and where its tensors go.
 
 use crate::{ALIGNMENT_KEY, MAGIC, MAX_DIMENSIONS, MAX_HEADER, MAX_NAME, SPLIT, VERSION, read, types, value};
-use ckptmerge_format::{Fault, FormatError, Metadata, Segment, TensorSpec, WritePlan};
+use ckptmerge_format::{Fault, FormatError, Metadata, Segment, Shard, TensorSpec, WritePlan};
 use std::collections::HashSet;
 
 const ARCHITECTURE: &str = "general.architecture";
 const GENERAL: &str = "general.";
 
+/// A file that is the whole model.
 pub(crate) fn plan(tensors: &[TensorSpec], metadata: &Metadata) -> Result<WritePlan, FormatError> {
-    let alignment = read::alignment(metadata)?;
-    let mut pairs: Vec<(&String, &String)> = metadata.iter().filter(|pair| !pair.0.starts_with(SPLIT)).collect();
+    let pairs = metadata.iter().filter(|pair| !pair.0.starts_with(SPLIT));
+    lay_out(tensors, pairs.collect(), read::alignment(metadata)?)
+}
+
+/// One of several files. Those behind the first have no metadata but what tells how to read them.
+pub(crate) fn plan_shard(tensors: &[TensorSpec], metadata: &Metadata, shard: Shard) -> Result<WritePlan, FormatError> {
+    let too_many = |what: &str| FormatError::new(Fault::Limit, format!("there are more {what} than GGUF can count"));
+    let number = |number: usize| u16::try_from(number).map_err(|_| too_many("files").hint("allow larger ones"));
+    let tensors_in_all = i32::try_from(shard.tensors).map_err(|_| too_many("tensors"))?;
+    let own = Metadata::from([
+        (format!("{SPLIT}no"), format!("gguf:u16:{}", number(shard.number)?)),
+        (format!("{SPLIT}count"), format!("gguf:u16:{}", number(shard.count)?)),
+        (format!("{SPLIT}tensors.count"), format!("gguf:i32:{tensors_in_all}")),
+    ]);
+    let of_model = metadata
+        .iter()
+        .filter(|(key, _)| !key.starts_with(SPLIT) && (shard.number == 0 || key.as_str() == ALIGNMENT_KEY));
+    lay_out(tensors, of_model.chain(&own).collect(), read::alignment(metadata)?)
+}
+
+fn lay_out(
+    tensors: &[TensorSpec],
+    mut pairs: Vec<(&String, &String)>,
+    alignment: u64,
+) -> Result<WritePlan, FormatError> {
     pairs.sort_by_key(|(key, _)| (*key != ARCHITECTURE, !key.starts_with(GENERAL)));
 
     let mut header = Vec::from(MAGIC);

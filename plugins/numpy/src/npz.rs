@@ -1,7 +1,8 @@
 //! `.npz`: a zip archive in which each member `NAME.npy` is the tensor `NAME`.
 //!
-//! Metadata, for which NumPy has no place, is a last member `__metadata__.json`, an object of text. `numpy.load` lists it
-//! as a further key and gives its bytes.
+//! Metadata, for which NumPy has no place, is a last array `__metadata__` of bytes: a JSON object of text. To `numpy.load`
+//! it is one more array, so that loops over all of them go on. Read is also a member `__metadata__.json`, as the first
+//! versions wrote it.
 
 use crate::element;
 use crate::header::{self, Header, read_error};
@@ -21,8 +22,10 @@ use zip::result::ZipError;
 
 /// What the name of a member that is an array ends with.
 const ENDING: &str = ".npy";
-/// The member that holds metadata.
-const METADATA: &str = "__metadata__.json";
+/// The array that holds metadata, its member, and the member that once held it.
+const METADATA: &str = "__metadata__";
+const METADATA_MEMBER: &str = "__metadata__.npy";
+const OLD_METADATA: &str = "__metadata__.json";
 /// The most metadata that is read, in bytes: as much as a safetensors header may take.
 const MAX_METADATA: u64 = 100_000_000;
 /// The most that is unpacked of it, for each byte in the archive, and besides. This project's writer compresses nothing.
@@ -63,7 +66,7 @@ impl Format for Npz {
         let Some(fixed) = head.get(..NAME) else { return false };
         let length = usize::from(u16::from_le_bytes([fixed[26], fixed[27]]));
         match head.get(NAME..NAME + length) {
-            Some(name) => name.ends_with(ENDING.as_bytes()) || name == METADATA.as_bytes(),
+            Some(name) => name.ends_with(ENDING.as_bytes()) || name == OLD_METADATA.as_bytes(),
             None => flags & 8 == 0,
         }
     }
@@ -93,11 +96,11 @@ impl Format for Npz {
             let member = archive.by_index_raw(number).map_err(zip_error)?;
             check_zip_header(source, member.header_start(), member.name_raw(), member.compressed_size())?;
             let name = member.name().map_err(zip_error)?.into_owned();
-            if let Some(name) = name.strip_suffix(ENDING) {
-                index.tensors.push(tensor(name, &member, source, assume).map_err(|error| error.at(name))?);
-            } else if let Some(text) = metadata(&name, &member, source)? {
+            if let Some(text) = metadata(&name, &member, source)? {
                 index.metadata = text;
                 has_metadata = true;
+            } else if let Some(name) = name.strip_suffix(ENDING) {
+                index.tensors.push(tensor(name, &member, source, assume).map_err(|error| error.at(name))?);
             } else {
                 index.warnings.push(format!("the member `{name}` is not a .npy array, and is left out"));
             }
@@ -196,11 +199,14 @@ fn metadata<R: Read>(
     member: &ZipFile<'_, R>,
     source: &dyn Source,
 ) -> Result<Option<Metadata>, FormatError> {
-    if name != METADATA {
+    // An array of that name with anything but bytes in a row is a tensor.
+    let is_bytes = || tensor(name, member, source, None).is_ok_and(|t| t.dtype == DType::U8 && t.shape.len() == 1);
+    let is_array = name == METADATA_MEMBER;
+    if name != OLD_METADATA && !(is_array && is_bytes()) {
         return Ok(None);
     }
     let named = |mut error: FormatError| {
-        error.message = format!("the member `{METADATA}`: {}", error.message);
+        error.message = format!("the member `{name}`: {}", error.message);
         error
     };
     let most = MAX_METADATA.min(MORE_METADATA + MAX_METADATA_RATIO.saturating_mul(member.compressed_size()));
@@ -214,7 +220,11 @@ fn metadata<R: Read>(
     if crc32fast::hash(&json) != member.crc32() {
         return Err(named(FormatError::corrupt("its checksum does not match")));
     }
-    Ok(serde_json::from_slice(&json).ok())
+    let mut text = &json[..];
+    if is_array {
+        Header::read(&mut text, member.size(), None).map_err(named)?;
+    }
+    Ok(serde_json::from_slice(text).ok())
 }
 
 fn zip_error(error: ZipError) -> FormatError {
@@ -243,8 +253,15 @@ fn lay_out(tensors: &[TensorSpec], metadata: &Metadata) -> Result<Layout, Format
         members.push(Member { name: format!("{}{ENDING}", tensor.name), head, data });
     }
     if !metadata.is_empty() {
-        let head = serde_json::to_vec(metadata).expect("text is valid JSON");
-        members.push(Member { name: METADATA.to_owned(), head, data: 0 });
+        if seen.contains(METADATA) {
+            let error = FormatError::unsupported("the name is that of the archive's metadata").at(METADATA);
+            return Err(error.hint("rename it"));
+        }
+        let json = serde_json::to_vec(metadata).expect("text is valid JSON");
+        let (name, shape) = (METADATA.to_owned(), vec![json.len() as u64]);
+        let (mut head, _) = header::write(&TensorSpec { name, dtype: DType::U8, shape, alias_of: None })?;
+        head.extend(json);
+        members.push(Member { name: METADATA_MEMBER.to_owned(), head, data: 0 });
     }
     Layout::new(members)
 }

@@ -106,6 +106,7 @@ pub(crate) fn table_of(
     if found.is_empty() {
         explain_nothing(values, root)?;
     }
+    warnings.extend(outside_calls(values));
     let mut seen = HashSet::with_capacity(found.len());
     if let Some(twice) = found.iter().find(|found| !seen.insert(found.name.as_str())) {
         return Err(FormatError::unsupported("two paths give this name").at(&twice.name));
@@ -126,6 +127,109 @@ pub(crate) fn table_of(
         warnings,
         ..Index::default()
     })
+}
+
+/// Python's own modules whose functions reach beyond the object that is being made: by running, reading, writing,
+/// importing or connecting.
+const OUTSIDE: &[&str] = &[
+    "asyncio",
+    "bdb",
+    "code",
+    "codeop",
+    "commands",
+    "ctypes",
+    "ftplib",
+    "http",
+    "importlib",
+    "imp",
+    "marshal",
+    "multiprocessing",
+    "nt",
+    "ntpath",
+    "os",
+    "pdb",
+    "pickle",
+    "pip",
+    "pkgutil",
+    "posix",
+    "posixpath",
+    "profile",
+    "cProfile",
+    "pty",
+    "pydoc",
+    "requests",
+    "runpy",
+    "shutil",
+    "signal",
+    "smtplib",
+    "socket",
+    "ssl",
+    "subprocess",
+    "sys",
+    "tempfile",
+    "timeit",
+    "urllib",
+    "urllib2",
+    "webbrowser",
+];
+/// What of Python's builtins is only data, or leads to some, as `getattr` does in pickles of enumerations.
+const DATA: &[&str] = &[
+    "bool",
+    "bytearray",
+    "bytes",
+    "complex",
+    "dict",
+    "float",
+    "frozenset",
+    "getattr",
+    "int",
+    "list",
+    "long",
+    "object",
+    "range",
+    "set",
+    "slice",
+    "str",
+    "tuple",
+    "unicode",
+];
+/// The most calls that are named, and the most of a name, in bytes.
+const MAX_CALLS: usize = 3;
+const MAX_CALL: usize = 100;
+
+/// What Python would do on loading the file that no checkpoint asks for.
+fn outside_calls(values: &Values) -> Option<String> {
+    let reaches_out = |global: &Global| {
+        let package = global.module.split('.').next().unwrap_or_default();
+        match package {
+            "builtins" | "__builtin__" => !DATA.contains(&global.name.as_str()),
+            _ => OUTSIDE.contains(&package),
+        }
+    };
+    // What a call gave is called by no checkpoint, whatever it is.
+    let called = values.iter().filter_map(|(_, value)| match value {
+        Value::Call(call) => match values.call(call.callable) {
+            Some((_, made_by, _)) => made_by,
+            None => values.global(call.callable).filter(|global| reaches_out(global)),
+        },
+        _ => None,
+    });
+    let mut globals: Vec<&Global> = Vec::new();
+    for global in called {
+        if !globals.contains(&global) {
+            globals.push(global);
+        }
+        if globals.len() > MAX_CALLS {
+            break;
+        }
+    }
+    let more = if globals.len() > MAX_CALLS { " and others" } else { "" };
+    let names = globals.iter().take(MAX_CALLS).map(|global| {
+        let name: String = global.to_string().chars().take(MAX_CALL).collect();
+        format!("`{name}`")
+    });
+    let names = names.collect::<Vec<_>>().join(", ");
+    (!globals.is_empty()).then(|| format!("Python would call {names}{more} on loading it; nothing was called here"))
 }
 
 /// An empty dictionary is an empty checkpoint; anything else without tensors is no checkpoint.

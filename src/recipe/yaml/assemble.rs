@@ -55,7 +55,7 @@ impl<'a> Plan<'a> {
         Ok(Self {
             tensors: lowered(planned.made, reference.layout())?,
             left_out: assembly.left_out,
-            kept_as: Vec::new(),
+            kept_as: planned.kept,
             notes: assembly.notes,
             metadata: file.metadata(sources, reference)?,
             sources: sources.named().collect(),

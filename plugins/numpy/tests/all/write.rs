@@ -149,6 +149,22 @@ impl Source for Sparse {
 }
 
 #[test]
+fn metadata_is_an_array_of_bytes() {
+    let text = Metadata::from([("key".to_owned(), "value".to_owned())]);
+    let file = write(&Npz, &[(spec("a", DType::U8, &[1]), vec![7])], &text);
+    let mut archive = ZipArchive::new(Cursor::new(file)).expect("it is a zip archive");
+    let names: Vec<String> = archive.file_names().map(|name| name.expect("it is text").into_owned()).collect();
+    assert_eq!(names, ["a.npy", "__metadata__.npy"], "numpy.load makes an array of each member");
+    let mut member = Vec::new();
+    let mut stored = archive.by_name("__metadata__.npy").expect("it is there");
+    std::io::Read::read_to_end(&mut stored, &mut member).expect("it is stored");
+    let member = Bytes(member);
+    let index = Npy.index(&member).expect("it is an array");
+    assert_eq!((index.tensors[0].dtype, &index.tensors[0].shape), (DType::U8, &vec![15]));
+    assert_eq!(elements(&member, &index.tensors[0]), br#"{"key":"value"}"#);
+}
+
+#[test]
 fn archives_beyond_32_bits_are_read_back() {
     let just = u64::from(u32::MAX);
     for sizes in [vec![1 << 33, 5], vec![1 << 31, 1 << 31, 3], vec![just - 129, 1], vec![just - 128], vec![just]] {
@@ -197,6 +213,14 @@ fn what_has_no_place_is_refused() {
         }
     }
     let text = Metadata::from([("key".to_owned(), "value".to_owned())]);
+    let taken = spec("__metadata__", DType::F32, &[2]);
+    let error = Npz.plan_write(std::slice::from_ref(&taken), &text).expect_err("the name is taken").to_string();
+    assert!(error.contains("the name is that of the archive's metadata"), "{error}");
+    read_back(
+        write(&Npz, &[(taken, vec![1; 8])], &Metadata::new()),
+        &[(spec("__metadata__", DType::F32, &[2]), vec![1; 8])],
+        &Metadata::new(),
+    );
     let error = Npy.plan_write(&[plain], &text).expect_err("there is no place for it").to_string();
     assert!(error.contains("no place for metadata"), "{error}");
 }
