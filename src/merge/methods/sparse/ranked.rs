@@ -284,3 +284,85 @@ impl Limits<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Kept, by sorting.
+    fn by_sorting(ranked: &Ranked, change: &[f32], numbers: &[u32]) -> Vec<bool> {
+        let magnitudes: Vec<u32> = change.iter().map(|x| x.to_bits() & 0x7fff_ffff).collect();
+        let mut sorted = magnitudes.clone();
+        sorted.sort_unstable();
+        let low = threshold(ranked.density - ranked.epsilon) as u32;
+        let high = threshold(ranked.density + ranked.epsilon) as u32;
+        let step = (change.len() - 1) as f64 / f64::from((high - low).max(1));
+        let is_kept = |(magnitude, number): (&u32, &u32)| {
+            let first = sorted.partition_point(|other| other < magnitude);
+            let behind = sorted.partition_point(|other| other <= magnitude);
+            let rank = (first + behind - 1) as f64 / 2.0;
+            *number < low || (*number < high && rank > f64::from(*number - low) * step)
+        };
+        magnitudes.iter().zip(numbers).map(is_kept).collect()
+    }
+
+    /// Rows whose magnitudes are spread, alike, equal, far apart, or not numbers.
+    fn row(kind: usize, length: usize) -> Vec<f32> {
+        let mut bits = vec![0u32; length];
+        Key::new(kind as u64, "row", length).fill(0, &mut bits);
+        let number = |bits: u32| (bits >> 8) as f32 / 8_388_608.0 - 1.0;
+        let each = |bits: u32| match kind {
+            0 => number(bits),
+            1 => 1.0 + number(bits) / 1e4,
+            2 => (number(bits) * 4.0).round() / 8.0,
+            3 => number(bits) * 2f32.powi((bits % 200) as i32 - 100),
+            4 if bits % 50 == 0 => f32::NAN,
+            4 => number(bits),
+            _ => f32::from_bits(number(bits).to_bits() & 0xffff_0000),
+        };
+        bits.into_iter().map(each).collect()
+    }
+
+    #[test]
+    fn what_is_kept_is_what_sorting_keeps() {
+        for kind in 0..6 {
+            for length in [2, 3, 15, 16, 17, 100, 1000, 5003] {
+                for (density, epsilon) in [(0.5, 0.15), (0.9, 0.05), (0.3, 0.29), (0.4, 0.0), (0.02, 0.019)] {
+                    let change = row(kind, length);
+                    let rows = Rows { length, stride: 1 };
+                    let key = Key::new(1, "w", kind);
+                    let ranked = Ranked { key, density, epsilon, rows, by_probability: false };
+                    let mut numbers = vec![0; length];
+                    key.fill(7, &mut numbers);
+                    let factors = ranked.factors(7, &change);
+                    let expected = by_sorting(&ranked, &change, &numbers);
+                    for (index, (factor, expected)) in factors.iter().zip(expected).enumerate() {
+                        // What is zero may be dropped or kept.
+                        let is_kept = if change[index] == 0.0 { expected } else { *factor == 1.0 };
+                        assert_eq!(is_kept, expected, "kind {kind}, {length}, {density}, {epsilon}: {index}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_along_dimension_one_are_apart() {
+        let (length, stride) = (37, 9);
+        let key = Key::new(2, "conv", 0);
+        let rows = Rows::of(&[2, length as u64, 3, 3]);
+        assert_eq!((rows, rows.unit()), (Rows { length, stride }, length * stride));
+        let ranked = Ranked { key, density: 0.5, epsilon: 0.3, rows, by_probability: false };
+        let change = row(0, 2 * rows.unit());
+        let mut numbers = vec![0; change.len()];
+        key.fill(0, &mut numbers);
+        let factors = ranked.factors(0, &change);
+        for first in (0..2).flat_map(|slice| (0..stride).map(move |offset| slice * length * stride + offset)) {
+            let along: Vec<usize> = (0..length).map(|i| first + i * stride).collect();
+            let change: Vec<f32> = along.iter().map(|i| change[*i]).collect();
+            let numbers: Vec<u32> = along.iter().map(|i| numbers[*i]).collect();
+            let kept: Vec<bool> = along.iter().map(|i| factors[*i] == 1.0).collect();
+            assert_eq!(kept, by_sorting(&ranked, &change, &numbers), "the row at {first}");
+        }
+    }
+}
