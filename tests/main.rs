@@ -7,6 +7,7 @@ mod formats;
 mod hostile;
 mod house;
 mod layouts;
+mod limits;
 mod lora;
 mod merge;
 mod methods;

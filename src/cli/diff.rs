@@ -58,6 +58,7 @@ impl Run for Diff {
         let report = common.report();
         let first = Checkpoint::open_with(&self.first, &common.open())?;
         let second = Checkpoint::open_with(&self.second, &common.open())?;
+        common.check_selected([&first, &second])?;
         [&first, &second].into_iter().for_each(|model| report.about(model));
         let tolerance = Tolerance { absolute: self.atol, relative: self.rtol };
         let bytes = first.file_bytes() + second.file_bytes();

@@ -3,7 +3,7 @@
 use super::report::{count, grouped, shape, table};
 use super::{Common, Run};
 use crate::analysis::{self, Stats};
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, OpenOptions, Tensor};
 use crate::error::{Bytes, Error};
 use clap::Args;
 use globset::{Glob, GlobMatcher};
@@ -35,7 +35,8 @@ pub(super) struct Inspect {
 impl Run for Inspect {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
-        let model = Checkpoint::open_with(&self.model, &common.open())?;
+        let model = Checkpoint::open_with(&self.model, &OpenOptions { headers_only: !self.stats, ..common.open() })?;
+        common.check_selected([&model])?;
         report.about(&model);
         let matcher = self.tensors.as_ref().map(Glob::compile_matcher);
         let listed = listed(&model, matcher.as_ref(), self.stats)?;

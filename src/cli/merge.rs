@@ -158,6 +158,7 @@ impl Run for Merge {
         let unplaced = if self.missing == Missing::Error { Unplaced::Error } else { Unplaced::LeaveOut };
         let base = self.base.as_deref();
         let models = Models::open_with(&self.models, &self.companions, base, &common.open(), unplaced)?;
+        common.check_selected(models.all())?;
         models.all().for_each(|model| report.about(model));
         models.warnings().for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control))?;
@@ -180,6 +181,7 @@ impl Run for Merge {
         });
         let target = Target { path, shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, &settings)?;
+        plan.left_unsaid(&target).iter().for_each(|unsaid| report.warn(unsaid));
         if self.dry_run || self.output.is_none() {
             let text = || if self.dry_run { would(&plan, recipe.method, &target, predicted) } else { String::new() };
             report.answer(text, || document(&plan, recipe.method, &target, predicted, &formulas, None))?;

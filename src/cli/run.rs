@@ -161,6 +161,7 @@ impl Run {
         let file = RecipeFile::read(path, &Options { lenient: self.lenient, set: self.set.clone() })?;
         file.warnings().iter().for_each(|warning| report.warn(warning));
         let sources = file.open(&common.open())?;
+        common.check_selected(sources.checkpoints())?;
         sources.checkpoints().for_each(|model| report.about(model));
         sources.warnings().for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::of_file(&file, &sources, settings, control))?;
@@ -192,6 +193,7 @@ impl Run {
         };
         let target = Target { path: path_out, shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, settings)?;
+        plan.left_unsaid(&target).iter().for_each(|unsaid| report.warn(unsaid));
         let (mut cost, mut seconds) = (predicted, None);
         if writes {
             let start = Instant::now();

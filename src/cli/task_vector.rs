@@ -80,6 +80,7 @@ impl Run for TaskVector {
             exclude: self.exclude.clone(),
         };
         let models = Models::open(std::slice::from_ref(&self.tuned), Some(&self.base), &common.open())?;
+        common.check_selected(models.all())?;
         models.all().for_each(|model| report.about(model));
         models.warnings().for_each(|warning| report.warn(warning));
         if let Some(rank) = self.rank {
@@ -94,6 +95,7 @@ impl Run for TaskVector {
         }
         let target = Target { path: self.output.clone(), shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, &settings)?;
+        plan.left_unsaid(&target).iter().for_each(|unsaid| report.warn(unsaid));
         let start = Instant::now();
         let written = report.watched(predicted.written.0, |control| plan.emit(&target, &settings, control))?;
         let seconds = start.elapsed().as_secs_f64();

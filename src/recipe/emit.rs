@@ -92,6 +92,15 @@ impl Plan<'_> {
         Ok(self.frame.layout().companions()?.1)
     }
 
+    /// What the output will not say of its tensors, so that its readers have to be told.
+    #[must_use]
+    pub fn left_unsaid(&self, target: &Target) -> Vec<String> {
+        let format = target.format();
+        let unsaid: BTreeSet<_> =
+            self.tensors.iter().filter_map(|planned| format.leaves_unsaid(planned.dtype)).collect();
+        unsaid.into_iter().collect()
+    }
+
     /// What carrying the plan out will cost.
     ///
     /// # Errors
