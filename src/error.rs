@@ -16,7 +16,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The system refused something.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", shown(path))]
     Io {
         /// What was attempted, as a verb.
         action: &'static str,
@@ -26,7 +26,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file breaks its format's rules, or uses a part of it that is not supported.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown(path))]
     Format {
         /// Which file.
         path: PathBuf,
@@ -34,7 +34,7 @@ pub enum Error {
         source: FormatError,
     },
     /// A path is not a model in any known format or layout.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {message}", shown(path))]
     Model {
         /// Which path.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum Error {
         message: String,
     },
     /// A file changed or shrank while it was being read, so what was read is not one state of it.
-    #[error("{} changed while it was being read; nothing was written: run again when it is complete", path.display())]
+    #[error("{} changed while it was being read; nothing was written: run again when it is complete", shown(path))]
     Changed {
         /// Which file.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub enum Error {
     #[error("{0}")]
     Recipe(String),
     /// The output cannot go where it was asked to.
-    #[error("{}: {message}; nothing was written", path.display())]
+    #[error("{}: {message}; nothing was written", shown(path))]
     Output {
         /// Where it should have gone.
         path: PathBuf,
@@ -85,10 +85,7 @@ pub enum Error {
         message: String,
     },
     /// The output would not fit.
-    #[error(
-        "{}: the output needs {needed}, but only {available} are free there; nothing was written",
-        path.display()
-    )]
+    #[error("{}: the output needs {needed}, but only {available} are free there; nothing was written", shown(path))]
     NoSpace {
         /// Where it should have gone.
         path: PathBuf,
@@ -136,6 +133,13 @@ impl Error {
         };
         Self::Unknown { what, name: name.to_owned(), suggestion }
     }
+}
+
+/// A path as messages show it: whole, as its end tells most, and with control characters escaped.
+pub(crate) fn shown(path: &Path) -> String {
+    let text = path.display().to_string();
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
 }
 
 /// One way in which models do not fit together.

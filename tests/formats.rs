@@ -110,7 +110,7 @@ fn read_every_way(view: &TensorView<'_>) -> Result<Vec<u8>, String> {
 
 impl Case {
     fn options(&self, io: IoMode) -> OpenOptions {
-        OpenOptions { io, select: self.select.clone(), assume: self.assume, format: None }
+        OpenOptions { io, select: self.select.clone(), assume: self.assume, format: None, headers_only: false }
     }
 
     /// What is not as expected.

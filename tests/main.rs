@@ -8,6 +8,7 @@ mod formats;
 mod hostile;
 mod house;
 mod layouts;
+mod limits;
 mod lora;
 mod merge;
 mod methods;

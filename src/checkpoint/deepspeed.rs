@@ -4,6 +4,7 @@
 //! say how the model was cut; one that was cut in other ways than by ZeRO is refused here.
 
 use super::layout::is_base_name;
+use super::small::read_text;
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -59,12 +60,7 @@ pub(super) fn find(folder: &Path) -> Result<Option<PathBuf>> {
 
 /// What the file `latest` names.
 fn tag(path: &Path) -> Option<String> {
-    let kind = std::fs::metadata(path).ok()?;
-    if !kind.is_file() || kind.len() > LONGEST_TAG {
-        return None;
-    }
-    let text = String::from_utf8(std::fs::read(path).ok()?).ok()?;
-    Some(text.trim().to_owned())
+    Some(read_text(path, LONGEST_TAG).ok()?.trim().to_owned())
 }
 
 fn names(folder: &Path) -> Result<BTreeSet<String>> {

@@ -5,6 +5,7 @@
 //! a stray file beside it is not part of the model.
 
 use super::deepspeed;
+use super::small::read_small;
 use crate::error::{Error, Result};
 use ckptmerge_format_gguf::split_files;
 use serde_json::Value;
@@ -65,8 +66,8 @@ const WEIGHT_ENDINGS: [&str; 17] = [
 const COMPANION_LIMIT: u64 = 256 << 20;
 /// How deep folders are searched for them.
 const DEPTH: usize = 4;
-/// The longest index file that is read, in bytes.
-const INDEX_LIMIT: u64 = 100 << 20;
+/// The longest index, configuration or tokenizer that is read, in bytes.
+pub(crate) const SMALL_LIMIT: u64 = 100 << 20;
 
 /// The files of a model.
 #[derive(Clone, Debug)]
@@ -379,14 +380,6 @@ pub(super) fn is_base_name(name: &str) -> bool {
 }
 
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let kind = std::fs::metadata(path).map_err(Error::io("open", path))?;
-    if !kind.is_file() {
-        return Err(Error::model(path, "is not a regular file"));
-    }
-    let size = kind.len();
-    if size > INDEX_LIMIT {
-        return Err(Error::model(path, format!("has {size} bytes, more than the {INDEX_LIMIT} read of such a file")));
-    }
-    let text = std::fs::read(path).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&text).map_err(|error| Error::model(path, format!("is not valid JSON: {error}")))
+    serde_json::from_slice(&read_small(path, SMALL_LIMIT)?)
+        .map_err(|error| Error::model(path, format!("is not valid JSON: {error}")))
 }

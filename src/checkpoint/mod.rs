@@ -10,13 +10,15 @@ mod formats;
 mod gather;
 mod layout;
 mod select;
+mod small;
 mod spill;
 mod view;
 
 pub use file::{DataFile, IoMode};
 pub use formats::{FORMATS, by_extension, format};
 pub use layout::{Layout, Part};
-pub(crate) use layout::{find_file, is_weights, read_json};
+pub(crate) use layout::{SMALL_LIMIT, find_file, is_weights, read_json};
+pub(crate) use small::{read_small, read_text};
 pub use view::{Elements, View};
 
 use crate::error::{Error, Result};
@@ -38,6 +40,7 @@ pub struct Checkpoint {
     tensors: Vec<Tensor>,
     by_name: HashMap<String, usize>,
     metadata: Metadata,
+    has_sets: bool,
     notes: Vec<String>,
     warnings: Vec<String>,
 }
@@ -53,6 +56,8 @@ pub struct OpenOptions {
     pub assume: Option<DType>,
     /// The id of the format the files are in, where their content does not tell.
     pub format: Option<&'static str>,
+    /// Whether only the table is wanted: nothing that is compressed is unpacked, and reading such a tensor fails.
+    pub headers_only: bool,
 }
 
 impl From<IoMode> for OpenOptions {
@@ -99,6 +104,8 @@ enum Location {
     Dense { file: usize, offset: u64 },
     /// To be gathered.
     Gathered(Arc<Gather>),
+    /// In the file, but not unpacked, as [`OpenOptions::headers_only`] asks.
+    Packed { file: usize },
 }
 
 /// A tensor's elements.
@@ -124,7 +131,11 @@ impl<'a> TensorView<'a> {
                 let (file, range) = self.extent(range);
                 file.read(range, buffer)
             }
-            Location::Gathered(_) if range.is_empty() => Ok(&[]),
+            Location::Gathered(_) | Location::Packed { .. } if range.is_empty() => Ok(&[]),
+            Location::Packed { file } => {
+                let path = self.checkpoint.files[*file].path();
+                Err(Error::model(path, format!("was opened for its table only; `{}` is packed", self.tensor.name)))
+            }
             Location::Gathered(gather) => {
                 // Whole elements, from which the range is cut.
                 let (first, end) = (range.start / gather.width(), range.end.div_ceil(gather.width()));
@@ -144,13 +155,14 @@ impl<'a> TensorView<'a> {
                 (&self.checkpoint.files[*file], offset + range.start..offset + range.end)
             }
             Location::Gathered(gather) => (&self.checkpoint.files[gather.files().next().unwrap_or(0)], 0..0),
+            Location::Packed { file } => (&self.checkpoint.files[*file], 0..0),
         }
     }
 
     /// The files that the elements are in.
     pub fn files(&self) -> impl Iterator<Item = &'a DataFile> {
         let (dense, gathered) = match &self.tensor.location {
-            Location::Dense { file, .. } => (Some(*file), None),
+            Location::Dense { file, .. } | Location::Packed { file } => (Some(*file), None),
             Location::Gathered(gather) => (None, Some(gather.files())),
         };
         let files = &self.checkpoint.files;
@@ -188,6 +200,7 @@ impl Checkpoint {
             tensors: Vec::new(),
             by_name: HashMap::new(),
             metadata: Metadata::new(),
+            has_sets: false,
             notes: Vec::new(),
             warnings: Vec::new(),
             layout,
@@ -201,7 +214,9 @@ impl Checkpoint {
                 };
                 checkpoint.format = format.id();
                 let mut index = formats::index(format, &file, options.assume)?;
+                let has_subtrees = !index.subtrees.is_empty();
                 let choice = select::apply(path, &mut index, options.select.as_deref())?;
+                checkpoint.has_sets |= has_subtrees || choice.is_some();
                 checkpoint.notes.extend(choice);
                 checkpoint.warnings.extend(index.warnings.drain(..).map(|text| format!("{}: {text}", path.display())));
                 let held: HashSet<&str> = index.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -213,7 +228,7 @@ impl Checkpoint {
                 if expected.is_some() {
                     checkpoint.warn_of_extra(part, path, &index);
                 }
-                checkpoint.add(part, file, index, options.io)?;
+                checkpoint.add(part, file, index, options)?;
             }
         }
         Ok(checkpoint)
@@ -234,7 +249,8 @@ impl Checkpoint {
     }
 
     /// Takes a file's tensors in: opens the files beside it that they lie in, and resolves the tied ones.
-    fn add(&mut self, part: usize, file: DataFile, index: Index, io: IoMode) -> Result<()> {
+    fn add(&mut self, part: usize, file: DataFile, index: Index, options: &OpenOptions) -> Result<()> {
+        let io = options.io;
         let prefix = self.layout.parts[part].prefix();
         let path = file.path().to_owned();
         let main = self.files.len();
@@ -278,6 +294,7 @@ impl Checkpoint {
                     }
                     gathered(pieces, &lengths)?
                 }
+                Data::Deflated { .. } | Data::Inline(_) if options.headers_only => Location::Packed { file: main },
                 Data::Deflated { extent, skip } => {
                     let offset =
                         Self::spill(&mut spill, &path, &index)?.inflate(&self.files[main], *extent, *skip, bytes)?;
@@ -347,6 +364,12 @@ impl Checkpoint {
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Whether a file of it holds several sets of tensors, of which [`OpenOptions::select`] selects one.
+    #[must_use]
+    pub fn has_sets(&self) -> bool {
+        self.has_sets
     }
 
     /// The id of the format its weights are in.

@@ -42,7 +42,7 @@ impl Spill {
     /// Adds bytes and says where they are.
     pub(super) fn inline(&mut self, path: &Path, bytes: &[u8]) -> Result<u64> {
         let offset = self.length;
-        self.writer.write_all(bytes).map_err(Error::io("make a temporary file for", path))?;
+        self.writer.write_all(bytes).map_err(|cause| no_room(path, &cause))?;
         self.length += bytes.len() as u64;
         Ok(offset)
     }
@@ -57,7 +57,18 @@ impl Spill {
         let damaged = |cause: std::io::Error| error(format!("the compressed data is damaged: {cause}"));
         let skipped = std::io::copy(&mut decoder.by_ref().take(skip), &mut std::io::sink()).map_err(damaged)?;
         let offset = self.length;
-        let copied = std::io::copy(&mut decoder.by_ref().take(length), &mut self.writer).map_err(damaged)?;
+        let mut copied = 0;
+        let mut buffer = vec![0; 1 << 16];
+        while copied < length {
+            let wanted = (length - copied).min(buffer.len() as u64) as usize;
+            let part = &mut buffer[..wanted];
+            let count = decoder.read(part).map_err(damaged)?;
+            if count == 0 {
+                break;
+            }
+            self.writer.write_all(&part[..count]).map_err(|cause| no_room(file.path(), &cause))?;
+            copied += count as u64;
+        }
         let more = decoder.read(&mut [0]).map_err(damaged)?;
         if skipped != skip || copied != length || more != 0 {
             return Err(error("the compressed data has another length than its header says".to_owned()));
@@ -68,10 +79,14 @@ impl Spill {
 
     /// The file, for reading. Errors name the input it was made from.
     pub(super) fn finish(self, path: &Path, mode: IoMode) -> Result<DataFile> {
-        let file = self
-            .writer
-            .into_inner()
-            .map_err(|error| Error::io("make a temporary file for", path)(error.into_error()))?;
+        let file = self.writer.into_inner().map_err(|error| no_room(path, error.error()))?;
         DataFile::of(file, path, mode)
     }
+}
+
+/// That the temporary file could not be written, which is no fault of the file that is unpacked.
+fn no_room(path: &Path, cause: &std::io::Error) -> Error {
+    let folder = std::env::temp_dir();
+    let remedy = "make room there, set TMPDIR to another folder, or raise the limit on file sizes (ulimit -f)";
+    Error::model(path, format!("cannot be unpacked to a temporary file in {}: {cause}; {remedy}", folder.display()))
 }

@@ -191,6 +191,7 @@ impl Boxes {
             }
             Location::Gathered(gather) => laid_out(gather.pieces(), gather.width(), &shape)
                 .ok_or_else(|| unfit(tensor, "its pieces are laid out in a shape that cannot be taken apart"))?,
+            Location::Packed { .. } => return Err(unfit(tensor, "it was not unpacked")),
         };
         Ok(Self { pieces, width, block, big_endian })
     }

@@ -3,7 +3,7 @@
 use super::report::count;
 use super::{Common, Run, dtype, remarks, shard_size};
 use crate::adapter::{self, Adapters, Unplaced};
-use crate::checkpoint::{Checkpoint, OpenOptions, format};
+use crate::checkpoint::{Checkpoint, OpenOptions, format, read_text};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::names::{self, NAME_MAPS};
@@ -12,6 +12,7 @@ use ckptmerge_format::Format;
 use clap::Args;
 use regex::Regex;
 use serde_json::json;
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -113,9 +114,13 @@ fn rename(text: &std::path::Path) -> Result<Rename, Error> {
     rules(text).map(Rename::Rules)
 }
 
+/// The longest file of rules that is read, and the longest replacement in it, in bytes.
+const RULES_LIMIT: u64 = 16 << 20;
+const REPLACEMENT_LIMIT: usize = 1000;
+
 /// The rules of a file of `REGEX -> REPLACEMENT` lines; empty lines and those that begin with `#` are none.
 fn rules(path: &std::path::Path) -> Result<Vec<(Regex, String)>, Error> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = read_text(path, RULES_LIMIT)?;
     let wrong = |line: usize, message: String| Error::Recipe(format!("{}:{line}: {message}", path.display()));
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty() && !line.starts_with('#'));
     lines
@@ -124,6 +129,9 @@ fn rules(path: &std::path::Path) -> Result<Vec<(Regex, String)>, Error> {
                 .split_once("->")
                 .ok_or_else(|| wrong(number, "write a rule as `REGEX -> REPLACEMENT`".to_owned()))?;
             let from = Regex::new(from.trim()).map_err(|error| wrong(number, error.to_string()))?;
+            if to.len() > REPLACEMENT_LIMIT {
+                return Err(wrong(number, format!("the replacement has more than {REPLACEMENT_LIMIT} bytes")));
+            }
             Ok((from, to.trim().to_owned()))
         })
         .collect()
@@ -132,6 +140,10 @@ fn rules(path: &std::path::Path) -> Result<Vec<(Regex, String)>, Error> {
 impl Run for Convert {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
+        let mut keys = HashSet::new();
+        if let Some((key, _)) = self.metadata.iter().find(|(key, _)| !keys.insert(key)) {
+            return Err(Error::Recipe(format!("--metadata gives `{key}` twice; which value is meant?")).into());
+        }
         let mut settings = common.settings();
         settings.sync = !self.no_sync;
         let conversion = Conversion {
@@ -151,6 +163,7 @@ impl Run for Convert {
             over => Some(Adapters::open(over, &model, &common.open(), Unplaced::Error)?),
         };
         let renamed = conversion.rename(model)?;
+        common.check_selected([renamed.model()])?;
         report.about(renamed.model());
         adapters.iter().flat_map(Adapters::warnings).for_each(|warning| report.warn(warning));
         for rule in renamed.unused_rules() {

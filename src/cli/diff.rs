@@ -58,6 +58,7 @@ impl Run for Diff {
         let report = common.report();
         let first = Checkpoint::open_with(&self.first, &common.open())?;
         let second = Checkpoint::open_with(&self.second, &common.open())?;
+        common.check_selected([&first, &second])?;
         for model in [&first, &second] {
             report.about(model);
             remarks::of_scales(&report, model);

@@ -3,7 +3,7 @@
 use super::report::{count, grouped, shape, table};
 use super::{Common, Run, remarks};
 use crate::analysis::{self, Stats};
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, OpenOptions, Tensor};
 use crate::error::{Bytes, Error};
 use clap::Args;
 use globset::{Glob, GlobMatcher};
@@ -56,7 +56,8 @@ impl Run for Inspect {
         let (model, tensors) = self.model_and_tensors();
         let tensors =
             tensors.as_deref().map(Glob::new).transpose().map_err(|error| Error::Recipe(error.to_string()))?;
-        let model = Checkpoint::open_with(&model, &common.open())?;
+        let model = Checkpoint::open_with(&model, &OpenOptions { headers_only: !self.stats, ..common.open() })?;
+        common.check_selected([&model])?;
         report.about(&model);
         let matcher = tensors.as_ref().map(Glob::compile_matcher);
         let listed = listed(&model, matcher.as_ref(), self.stats)?;

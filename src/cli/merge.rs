@@ -192,6 +192,7 @@ impl Run for Merge {
         let unplaced = if self.missing == Missing::Error { Unplaced::Error } else { Unplaced::LeaveOut };
         let base = self.base.as_deref();
         let models = Models::open_with(&self.models, &self.companions, base, &common.open(), unplaced)?;
+        common.check_selected(models.all())?;
         models.all().for_each(|model| report.about(model));
         models.warnings().for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control));

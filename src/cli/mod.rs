@@ -16,11 +16,11 @@ mod report;
 mod run;
 mod task_vector;
 
-use crate::checkpoint::{IoMode, OpenOptions};
+use crate::checkpoint::{Checkpoint, IoMode, OpenOptions};
 use crate::dtype::{DType, can_encode};
 use crate::error::{Bytes, Error};
 use crate::os;
-use crate::stream::Settings;
+use crate::stream::{Settings, THREADS_MAX};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use report::Report;
 use std::num::NonZeroUsize;
@@ -91,11 +91,12 @@ struct Common {
     #[arg(short, long, global = true)]
     verbose: bool,
     /// Threads, at most 256 [default: all cores]
-    #[arg(short = 'j', long, global = true, value_name = "N")]
+    #[arg(short = 'j', long, global = true, value_name = "N", value_parser = threads)]
     threads: Option<NonZeroUsize>,
-    /// Keep resident memory, mapped pages included, below this
+    /// Keep the memory that tensor data takes, mapped pages included, below this
     ///
-    /// 256M, 64MiB, … At least 32M are needed. Without it, pages of inputs that are mapped stay until the system
+    /// 256M, 64MiB, … At least 32M are needed. The table of tensors comes on top: about 2 kB for each tensor, which
+    /// counts in files of hundreds of thousands of them. Without it, pages of inputs that are mapped stay until the system
     /// wants them back, unless the inputs exceed half of the memory that is free.
     #[arg(long, global = true, value_name = "SIZE", value_parser = memory)]
     memory: Option<Bytes>,
@@ -124,7 +125,19 @@ impl Common {
     /// How inputs are read: mapped pages count as resident memory, so that a bound on it means `pread`.
     fn open(&self) -> OpenOptions {
         let io = if self.io == IoMode::Auto && self.memory.is_some() { IoMode::Pread } else { self.io };
-        OpenOptions { io, select: self.select.clone(), assume: self.assume, format: None }
+        OpenOptions { io, select: self.select.clone(), assume: self.assume, format: None, headers_only: false }
+    }
+
+    /// That `--select` had something to select from.
+    fn check_selected<'a>(&self, models: impl IntoIterator<Item = &'a Checkpoint>) -> Result<(), Error> {
+        let mut models = models.into_iter().peekable();
+        let (Some(select), Some(first)) = (&self.select, models.peek()) else { return Ok(()) };
+        let name = first.name().to_owned();
+        if models.any(Checkpoint::has_sets) {
+            return Ok(());
+        }
+        let message = format!("there is nothing to select `{select}` from: {name} holds one set of tensors");
+        Err(Error::Recipe(format!("{message}; leave --select out")))
     }
 
     fn report(&self) -> Report {
@@ -141,6 +154,11 @@ fn memory(text: &str) -> Result<Bytes, Error> {
         return Err(Error::Recipe(format!("{text} is too little; at least 32M are needed")));
     }
     Ok(bytes)
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse::<NonZeroUsize>().map_err(|error| error.to_string())?;
+    if number.get() > THREADS_MAX { Err(format!("at most {THREADS_MAX} are started")) } else { Ok(number) }
 }
 
 fn shard_size(text: &str) -> Result<Bytes, Error> {

@@ -25,6 +25,7 @@ pub(super) fn of_output(report: &Report, plan: &Plan<'_>, target: &Target) -> Re
             ));
         }
     }
+    plan.left_unsaid(target).iter().for_each(|unsaid| report.warn(unsaid));
     let format = target.format();
     if format.id() == "gguf" && !plan.metadata.contains_key(ARCHITECTURE) {
         report.remark(&format!(

@@ -4,12 +4,12 @@ use crate::checkpoint::Checkpoint;
 use crate::os;
 use crate::stream::Control;
 use ckptmerge_format::printable;
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::AtomicBool;
+use unicode_width::UnicodeWidthStr;
 
 /// Set by Ctrl-C and by the signals that ask a process to end.
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -122,22 +122,34 @@ fn harmless(text: &str) -> Cow<'_, str> {
 
 /// A table without rules, as wide as its content; columns whose heading is in `right` are numbers.
 pub(super) fn table(headings: &[&str], right: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(headings.iter().copied());
-    for row in rows {
-        table.add_row(row.iter().map(|cell| printable(cell)));
-    }
-    for (index, heading) in headings.iter().enumerate() {
-        if let Some(column) = table.column_mut(index) {
-            // Two spaces between columns, none before the first.
-            column.set_padding((0, 2));
-            if right.contains(heading) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
+    // All cells in one text: there can be millions.
+    let (mut text, mut ends, mut widths) = (String::new(), Vec::new(), vec![0; headings.len()]);
+    let mut add = |cells: &mut dyn Iterator<Item = &str>| {
+        for (cell, width) in cells.zip(&mut widths) {
+            let cell = printable(cell);
+            *width = cell.width().max(*width);
+            text += &cell;
+            ends.push(text.len());
         }
+    };
+    add(&mut headings.iter().copied());
+    rows.into_iter().for_each(|row| add(&mut row.iter().map(String::as_str)));
+
+    let (mut lines, mut start) = (String::with_capacity(text.len()), 0);
+    for row in ends.chunks(headings.len().max(1)) {
+        for (column, ((end, width), heading)) in row.iter().zip(&widths).zip(headings).enumerate() {
+            let cell = &text[start..*end];
+            start = *end;
+            let room = " ".repeat(width - cell.width());
+            let (before, behind) = if right.contains(heading) { (room, String::new()) } else { (String::new(), room) };
+            // Two spaces between columns, none before the first.
+            lines += if column > 0 { "  " } else { "" };
+            lines.extend([before.as_str(), cell, behind.as_str()]);
+        }
+        lines.truncate(lines.trim_end_matches(' ').len());
+        lines.push('\n');
     }
-    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    lines
 }
 
 /// `12345678` as `12,345,678`.

@@ -162,6 +162,7 @@ impl Run {
         let file = RecipeFile::read(path, &Options { lenient: self.lenient, set: self.set.clone() })?;
         file.warnings().iter().for_each(|warning| report.warn(warning));
         let sources = file.open(&common.open())?;
+        common.check_selected(sources.checkpoints())?;
         sources.checkpoints().for_each(|model| report.about(model));
         sources.warnings().for_each(|warning| report.warn(warning));
         let plan = report.watched(0, |control| Plan::of_file(&file, &sources, settings, control))?;

@@ -80,6 +80,7 @@ impl Run for TaskVector {
             exclude: self.exclude.clone(),
         };
         let models = Models::open(std::slice::from_ref(&self.tuned), Some(&self.base), &common.open())?;
+        common.check_selected(models.all())?;
         models.all().for_each(|model| report.about(model));
         models.warnings().for_each(|warning| report.warn(warning));
         if let Some(rank) = self.rank {

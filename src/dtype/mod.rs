@@ -222,6 +222,22 @@ pub fn encode(simd: Simd, dtype: DType, values: &[f32], out: &mut [u8]) {
     }
 }
 
+/// Why a block of quantized elements would be all NaN when read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unstorable {
+    /// A number in it is NaN or infinite.
+    NotFinite,
+    /// Its numbers are too large for the block's scale.
+    TooLarge,
+}
+
+/// What is wrong with the first of the blocks that [`encode`] made whose scale is no number; none if all are good, or
+/// the type has no blocks.
+#[must_use]
+pub fn unstorable(dtype: DType, bytes: &[u8]) -> Option<Unstorable> {
+    block::unstorable(dtype, bytes)
+}
+
 /// [`encode`] from f64, rounded once.
 ///
 /// # Panics

@@ -1,6 +1,7 @@
 //! What stands beside the weights in a folder and is not as in the model that the folder is taken from: the recipe, a
 //! card, a configuration with other numbers.
 
+use crate::checkpoint::{SMALL_LIMIT, read_text};
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,7 +65,7 @@ impl Beside {
         if self.card.is_none() || !path.exists() {
             return Ok(());
         }
-        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let text = read_text(&path, SMALL_LIMIT)?;
         if text.contains(MARK) {
             return Ok(());
         }

@@ -82,7 +82,10 @@ impl Conversion {
                 continue;
             }
             if scales.contains(&tensor.name) {
-                tensors.push((tensor, planned(renamed, tensor, tensor.dtype, Operation::Copy(model.view(tensor)))));
+                match planned(renamed, tensor, tensor.dtype, Operation::Copy(model.view(tensor))) {
+                    Ok(planned) => tensors.push((tensor, planned)),
+                    Err(problem) => mismatches.push(Mismatch { tensor: inputs(tensor), problem }),
+                }
                 continue;
             }
             match self.tensor((renamed, adapters), tensor, &mut consumed, &mut kept_as) {
@@ -152,7 +155,7 @@ impl Conversion {
     ) -> Result<(&'a Tensor, Planned<'a>), String> {
         let model = renamed.model();
         let view = model.view(tensor);
-        let planned = |dtype, operation| Ok((tensor, planned(renamed, tensor, dtype, operation)));
+        let planned = |dtype, operation| Ok((tensor, planned(renamed, tensor, dtype, operation)?));
         let adapted = adapters
             .map(|adapters| adapters.over(view))
             .filter(|input| !matches!(input, Input::Tensor(own) if std::ptr::eq(own.tensor, tensor)));
@@ -197,11 +200,16 @@ fn inputs(tensor: &Tensor) -> String {
     tensor.inputs().join("`, `")
 }
 
-fn planned<'a>(renamed: &Renamed, tensor: &Tensor, dtype: DType, operation: Operation<'a>) -> Planned<'a> {
+fn planned<'a>(
+    renamed: &Renamed,
+    tensor: &Tensor,
+    dtype: DType,
+    operation: Operation<'a>,
+) -> Result<Planned<'a>, String> {
     let model = renamed.model();
     let prefix = model.layout().parts[tensor.part].prefix();
-    let name = format!("{prefix}{}", replaced(&renamed.rules, within(model, tensor)));
-    Planned { name, dtype, shape: tensor.shape.clone(), part: tensor.part, operation }
+    let name = format!("{prefix}{}", replaced(&renamed.rules, within(model, tensor))?);
+    Ok(Planned { name, dtype, shape: tensor.shape.clone(), part: tensor.part, operation })
 }
 
 /// The most scales of a tensor. A tensor of 10^10 elements has some 10^6 of them, or 10^5 if it has one for each row.

@@ -139,6 +139,15 @@ impl Plan<'_> {
         files.any(|file| file.path().canonicalize().is_ok_and(|path| path.starts_with(&output)))
     }
 
+    /// What the output will not say of its tensors, so that its readers have to be told.
+    #[must_use]
+    pub fn left_unsaid(&self, target: &Target) -> Vec<String> {
+        let format = target.format();
+        let unsaid: BTreeSet<_> =
+            self.tensors.iter().filter_map(|planned| format.leaves_unsaid(planned.dtype)).collect();
+        unsaid.into_iter().collect()
+    }
+
     /// What carrying the plan out will cost.
     ///
     /// # Errors

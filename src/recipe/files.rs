@@ -1,5 +1,6 @@
 //! Which output tensor goes into which file, and where in it.
 
+use super::storable::Checked;
 use super::survey::Surveys;
 use super::{Operation, Plan, Planned, Target};
 use crate::checkpoint::{Checkpoint, FORMATS, TensorView};
@@ -217,8 +218,8 @@ impl<'a, 'p> OutputFile<'a, 'p> {
             };
             let elements = tensor.planned.shape.iter().product::<u64>() / unit;
             let element_bytes = unit / output.block_elements() * output.block_bytes();
-            let operation = tensor.operation;
-            Some(Slot { number, offset: (*offset)?, elements, element_bytes, inputs, operation, output })
+            let (operation, name) = (tensor.operation, tensor.planned.name.as_str());
+            Some(Slot { number, offset: (*offset)?, elements, element_bytes, inputs, operation, name, output })
         };
         let mut slots: Vec<_> = self.tensors.iter().zip(&self.plan.offsets).enumerate().filter_map(slot).collect();
         slots.sort_by_key(|slot| slot.offset);
@@ -240,7 +241,9 @@ impl<'a, 'p> OutputFile<'a, 'p> {
         let mut crc32 = vec![0; self.tensors.len()];
         for batch in batches(&slots) {
             let solved = solve(batch, surveys, settings, control)?;
-            let items: Vec<Item<'_>> = batch.iter().zip(&solved).map(|(slot, solved)| slot.item(solved)).collect();
+            let kernels: Vec<Checked<'_>> =
+                batch.iter().zip(&solved).map(|(slot, solved)| slot.kernel(solved, &self.target)).collect();
+            let items: Vec<Item<'_>> = batch.iter().zip(&kernels).map(|(slot, kernel)| slot.item(kernel)).collect();
             let sums = stream::write(staged, &items, self.plan.wants_crc32, settings, control)?;
             batch.iter().zip(sums).for_each(|(slot, sum)| crc32[slot.number] = sum);
         }
@@ -266,6 +269,7 @@ pub(super) struct Slot<'a, 'p> {
     element_bytes: u64,
     inputs: Vec<TensorView<'a>>,
     operation: &'p Operation<'a>,
+    name: &'p str,
     output: DType,
 }
 
@@ -346,7 +350,7 @@ impl<'a> Slot<'a, '_> {
         (Load { elements: *elements, element_bytes: *element_bytes, inputs, scratch }, held)
     }
 
-    fn item<'s>(&'s self, solved: &'s Option<Solved<'a>>) -> Item<'s> {
+    fn kernel<'s>(&'s self, solved: &'s Option<Solved<'a>>, target: &'s Path) -> Checked<'s> {
         let kernel: &dyn Kernel = match (self.operation, solved) {
             (_, Some(Solved::Sum(kernel))) => kernel,
             (_, Some(Solved::Program(program))) => program,
@@ -354,6 +358,11 @@ impl<'a> Slot<'a, '_> {
             (Operation::Scale(kernel, _), _) => kernel,
             (Operation::Copy(_) | Operation::Alias(_) | Operation::Merge(_), None) => &CopyKernel,
         };
+        let rounds_to = (!matches!(self.operation, Operation::Copy(_))).then_some(self.output);
+        Checked { kernel, rounds_to, name: self.name, target }
+    }
+
+    fn item<'s>(&'s self, kernel: &'s dyn Kernel) -> Item<'s> {
         let inputs = self.inputs.clone();
         // A method that needed whole rows to measure may have come to a sum, which does not: the unit stays.
         Item { offset: self.offset, elements: self.elements, element_bytes: self.element_bytes, inputs, kernel }

@@ -16,6 +16,7 @@ mod plan;
 mod planner;
 mod record;
 mod rename;
+mod storable;
 mod supply;
 mod survey;
 mod tokens;

@@ -9,7 +9,6 @@ use crate::checkpoint::{Checkpoint, Elements, Part, Tensor, View};
 use crate::error::{Error, Mismatch, Result};
 use crate::names::{self, NameMap};
 use regex::Regex;
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// One way in which names change.
@@ -76,7 +75,7 @@ impl Conversion {
             return Err(super::nothing_left());
         }
         let kept: Vec<&str> = kept.into_iter().map(|tensor| tensor.name.as_str()).collect();
-        let views = named(&model, &kept, |name| name.to_owned());
+        let views = named(&model, &kept, |name| Ok(name.to_owned()))?;
         let layout = model.layout().clone();
         let mut model = model.mapped(layout, views)?;
         for rename in before {
@@ -89,7 +88,7 @@ impl Conversion {
                 Rename::Rules(rules) => {
                     note_unused(rules, &model, |_| true, &mut unused);
                     let all: Vec<&str> = model.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
-                    let views = named(&model, &all, |name| replaced(rules, name));
+                    let views = named(&model, &all, |name| replaced(rules, name))?;
                     check_distinct(&model, &views)?;
                     let layout = model.layout().clone();
                     model = model.mapped(layout, views)?;
@@ -110,13 +109,33 @@ impl Conversion {
     }
 }
 
+/// The longest name that rules may make, in bytes: what a safetensors header may say of a tensor.
+const MAX_NAME: usize = 64 << 10;
+
 /// A name after all replacements.
-pub(super) fn replaced(rules: &[(Regex, String)], name: &str) -> String {
-    let replace = |name: String, (from, to): &(Regex, String)| match from.replace_all(&name, to.as_str()) {
-        Cow::Borrowed(_) => name,
-        Cow::Owned(new) => new,
-    };
-    rules.iter().fold(name.to_owned(), replace)
+///
+/// # Errors
+/// If the rules make it longer than [`MAX_NAME`].
+pub(super) fn replaced(rules: &[(Regex, String)], name: &str) -> Result<String, String> {
+    rules.iter().try_fold(name.to_owned(), |name, (from, to)| replaced_once(from, to, name))
+}
+
+/// As [`Regex::replace_all`], which would finish a name however long it becomes.
+fn replaced_once(from: &Regex, to: &str, name: String) -> Result<String, String> {
+    let (mut new, mut done) = (String::new(), 0);
+    for found in from.captures_iter(&name) {
+        let Some(whole) = found.get(0) else { continue };
+        new += name.get(done..whole.start()).unwrap_or_default();
+        found.expand(to, &mut new);
+        done = whole.end();
+        if new.len() > MAX_NAME {
+            return Err(format!(
+                "would get a name of more than {MAX_NAME} bytes by the rule `{from} -> {to}`: rules that repeat what they find make names grow"
+            ));
+        }
+    }
+    new += name.get(done..).unwrap_or_default();
+    Ok(new)
 }
 
 /// Adds the rules that match none of the names that they are applied to.
@@ -124,11 +143,13 @@ fn note_unused(rules: &[(Regex, String)], model: &Checkpoint, keeps: impl Fn(&st
     let kept = model.tensors().iter().filter(|tensor| keeps(&tensor.name));
     let mut used = vec![false; rules.len()];
     for tensor in kept {
-        let mut name = Cow::Borrowed(within(model, tensor));
-        for (rule, used) in rules.iter().zip(&mut used) {
-            if rule.0.is_match(&name) {
+        let mut name = within(model, tensor).to_owned();
+        for ((from, to), used) in rules.iter().zip(&mut used) {
+            if from.is_match(&name) {
                 *used = true;
-                name = Cow::Owned(replaced(std::slice::from_ref(rule), &name));
+                // What becomes too long is an error where it is used.
+                let Ok(new) = replaced_once(from, to, name) else { break };
+                name = new;
             }
         }
     }
@@ -136,13 +157,16 @@ fn note_unused(rules: &[(Regex, String)], model: &Checkpoint, keeps: impl Fn(&st
 }
 
 /// Views of tensors as they are, by names that `rename` makes of those within their parts.
-fn named(model: &Checkpoint, names: &[&str], rename: impl Fn(&str) -> String) -> Vec<View> {
+fn named(model: &Checkpoint, names: &[&str], rename: impl Fn(&str) -> Result<String, String>) -> Result<Vec<View>> {
     let tensors = names.iter().filter_map(|name| model.get(name)).map(|view| view.tensor);
-    let view = |tensor: &Tensor| View {
-        name: rename(within(model, tensor)),
-        part: tensor.part,
-        shape: tensor.shape.clone(),
-        elements: Elements::Whole(tensor.name.clone()),
+    let view = |tensor: &Tensor| {
+        let wrong = |problem| Error::Unfit(vec![Mismatch { tensor: tensor.inputs().join("`, `"), problem }]);
+        Ok(View {
+            name: rename(within(model, tensor)).map_err(wrong)?,
+            part: tensor.part,
+            shape: tensor.shape.clone(),
+            elements: Elements::Whole(tensor.name.clone()),
+        })
     };
     tensors.map(view).collect()
 }

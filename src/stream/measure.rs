@@ -1,6 +1,6 @@
 //! The reducing pass.
 
-use super::{Control, Hints, Settings, byte_range, files};
+use super::{Control, Hints, Settings, byte_range, check_proportion, files};
 use crate::checkpoint::TensorView;
 use crate::error::Result;
 use rayon::prelude::*;
@@ -42,13 +42,15 @@ impl<'a> Group<'a> {
 /// `tile` is given the group's number and the same elements of each input. Groups without elements have no tiles.
 ///
 /// # Errors
-/// As [`write`](super::write()).
+/// As [`write`](super::write()); [`Error::Model`](crate::Error::Model) if views repeat their elements without measure.
 pub fn measure<T: Send>(
     groups: &[Group<'_>],
     settings: &Settings,
     control: Control<'_>,
     tile: impl Fn(usize, &[&[u8]]) -> T + Sync,
 ) -> Result<Vec<Vec<T>>> {
+    let views = groups.iter().flat_map(|group| group.inputs.iter().copied());
+    check_proportion(views.clone())?;
     let tiles: Vec<(usize, Range<u64>)> = groups
         .iter()
         .enumerate()
@@ -59,7 +61,7 @@ pub fn measure<T: Send>(
                 .map(move |start| (index, start..group.elements.min(start + step)))
         })
         .collect();
-    let hints = Hints::new(files(groups.iter().flat_map(|group| group.inputs.iter().copied())), settings);
+    let hints = Hints::new(files(views), settings);
 
     let results = settings.pool()?.install(|| {
         tiles
@@ -92,7 +94,9 @@ pub fn measure<T: Send>(
             .collect::<Result<Vec<T>>>()
     })?;
 
-    let mut by_group: Vec<Vec<T>> = groups.iter().map(|_| Vec::new()).collect();
+    // Exact, as most of a million small tensors have one tile.
+    let tiles_of = |group: &Group<'_>| group.elements.div_ceil(TILE / group.block) as usize;
+    let mut by_group: Vec<Vec<T>> = groups.iter().map(|group| Vec::with_capacity(tiles_of(group))).collect();
     for ((index, _), result) in tiles.into_iter().zip(results) {
         by_group[index].push(result);
     }

@@ -17,7 +17,7 @@ pub use scan::Scan;
 pub use write::{Item, Kernel, Load, buffer_bytes, write};
 
 use crate::checkpoint::{Checkpoint, DataFile, TensorView};
-use crate::error::{Error, Result};
+use crate::error::{Bytes, Error, Result};
 use crate::os;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -143,6 +143,27 @@ fn files<'a>(views: impl Iterator<Item = TensorView<'a>>) -> impl Iterator<Item 
     let files = views.flat_map(|view| view.files().collect::<Vec<_>>());
     let unique: HashMap<_, _> = files.map(|file| (std::ptr::from_ref(file), file)).collect();
     unique.into_values().collect::<Vec<_>>().into_iter()
+}
+
+/// Views that repeat what is in their files may have so many bytes for each in the files, and besides.
+const REPEATED: u64 = 1024;
+const MORE_REPEATED: u64 = 16 << 30;
+
+/// That tensors are not out of all proportion to the files they are in: a view can repeat one element 2^60 times, and
+/// a pass over it would never end.
+///
+/// # Errors
+/// [`Error::Model`] naming the largest.
+fn check_proportion<'a>(views: impl Iterator<Item = TensorView<'a>> + Clone) -> Result<()> {
+    let held: u64 = files(views.clone()).map(DataFile::length).fold(0, u64::saturating_add);
+    let asked = views.clone().map(|view| view.tensor.bytes).fold(0, u64::saturating_add);
+    let most = held.saturating_mul(REPEATED).saturating_add(MORE_REPEATED);
+    let Some(largest) = views.max_by_key(|view| view.tensor.bytes).filter(|_| asked > most) else { return Ok(()) };
+    let (asked, held, name) = (Bytes(asked), Bytes(held), &largest.tensor.name);
+    let message = format!(
+        "holds {asked} of tensors in {held} of file, most in `{name}`, which repeats its elements; they are not read"
+    );
+    Err(largest.files().next().map_or(Error::Recipe(message.clone()), |file| Error::model(file.path(), message)))
 }
 
 /// That none of the checkpoints' files changed since they were opened.

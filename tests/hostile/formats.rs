@@ -22,7 +22,7 @@ const MOST_TIME: Duration = Duration::from_secs(20);
 fn inspect_within_limits(path: &Path, words: &str) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let begun = Instant::now();
-    let limited = format!("ulimit -v {MOST_MEMORY} -c 0; exec \"$0\" --memory 32M inspect \"$1\"");
+    let limited = format!("ulimit -v {MOST_MEMORY}; ulimit -c 0; exec \"$0\" --memory 32M inspect --stats \"$1\"");
     let output = Command::new("sh")
         .args(["-c", &limited, env!("CARGO_BIN_EXE_ckptmerge")])
         .arg(path)

@@ -64,6 +64,11 @@ pub trait Format: Sync {
     /// Whether this format has a place for elements of the type when writing.
     fn can_store(&self, dtype: DType) -> bool;
 
+    /// What a file with elements of the type does not say of them, so that its readers have to be told.
+    fn leaves_unsaid(&self, _dtype: DType) -> Option<String> {
+        None
+    }
+
     /// Where each of `tensors` goes in a new file, and the bytes around them.
     ///
     /// # Errors

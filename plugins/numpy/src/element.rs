@@ -34,6 +34,14 @@ pub(crate) fn spelling(dtype: DType) -> Option<&'static str> {
     SPELLINGS.iter().find(|row| row.0 == dtype).map(|row| row.1)
 }
 
+/// What is lost of a type that is written as raw bytes.
+pub(crate) fn unsaid(dtype: DType) -> Option<String> {
+    let spelling = spelling(dtype)?;
+    spelling.contains('V').then(|| {
+        format!("NumPy has no type {dtype}: its elements are written as raw bytes (`{spelling}`); readers must be told, as by `--assume {}`", dtype.name().to_lowercase())
+    })
+}
+
 /// The type that `descr` spells, and whether it is big-endian. Raw bytes are `assume`d to be of that type.
 pub(crate) fn parse(descr: &str, assume: Option<DType>) -> Result<(DType, bool), FormatError> {
     let (order, code) = match descr.as_bytes().first() {

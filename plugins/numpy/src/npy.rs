@@ -41,6 +41,10 @@ impl Format for Npy {
         Ok(Index { tensors: vec![header.tensor(NAME, 0)], ..Index::default() })
     }
 
+    fn leaves_unsaid(&self, dtype: DType) -> Option<String> {
+        element::unsaid(dtype)
+    }
+
     fn can_store(&self, dtype: DType) -> bool {
         element::spelling(dtype).is_some()
     }

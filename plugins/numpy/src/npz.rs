@@ -121,6 +121,10 @@ impl Format for Npz {
         Ok(index)
     }
 
+    fn leaves_unsaid(&self, dtype: DType) -> Option<String> {
+        element::unsaid(dtype)
+    }
+
     fn can_store(&self, dtype: DType) -> bool {
         element::spelling(dtype).is_some()
     }

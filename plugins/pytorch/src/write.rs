@@ -5,6 +5,7 @@
 
 use crate::archive::METADATA;
 use crate::dtype::to_torch;
+use crate::flatten::MAX_NAME;
 use crate::pickle::{Item, state_dict};
 use ckptmerge_format::{Fault, FormatError, Metadata, Segment, TensorSpec, WritePlan};
 use std::collections::HashMap;
@@ -104,8 +105,11 @@ fn items(tensors: &[TensorSpec]) -> Result<(Vec<Item<'_>>, Vec<Option<usize>>), 
         if numbers.insert(&tensor.name, number).is_some() {
             return Err(FormatError::corrupt("two tensors would have this name").at(&tensor.name));
         }
-        if u32::try_from(tensor.name.len()).is_err() {
-            return Err(FormatError::new(Fault::Limit, "a name is longer than 4 GiB"));
+        if tensor.name.len() > MAX_NAME {
+            let message = format!("its name has {} bytes; names of up to {MAX_NAME} are read again", tensor.name.len());
+            return Err(FormatError::new(Fault::Limit, message)
+                .at(&tensor.name)
+                .hint("give it a shorter name, or write another format"));
         }
     }
     let mut storages = 0..;

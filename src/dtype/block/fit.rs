@@ -110,7 +110,16 @@ fn rounded_away(value: f32) -> ([u8; 2], f32) {
     (away.to_le_bytes(), F16::to_f32(away.to_le_bytes()))
 }
 
+/// The largest magnitude that Q4_K has: the largest binary16, times the largest scale of a group, times the largest code.
+const Q4_K_MOST: f32 = 65504.0 * 63.0 * 15.0;
+
 pub(super) fn q4_k(x: &[f32; 256], out: &mut [u8; 144]) {
+    // Squares of what is far beyond would be infinite, and no fit the best.
+    if x.iter().any(|value| value.abs() > Q4_K_MOST) {
+        out.fill(0);
+        out[..2].copy_from_slice(&F16::from_f32(f32::INFINITY));
+        return;
+    }
     let groups = x.as_chunks::<32>().0;
     let mut wanted = [(0.0, 0.0); 8];
     for (wanted, group) in wanted.iter_mut().zip(groups) {

@@ -36,6 +36,7 @@ mod ternary;
 #[cfg(test)]
 mod tests;
 
+use super::Unstorable;
 use super::scalar::{Element, F16};
 use ckptmerge_format::{DType, Kind};
 
@@ -128,6 +129,20 @@ pub(super) fn quantize(dtype: DType, values: &[f32], out: &mut [u8]) {
         DType::Q6_K => each_finite!(values, out, fit::q6_k),
         other => panic!("{other} is read, but not written"),
     }
+}
+
+/// See [`super::unstorable`].
+pub(super) fn unstorable(dtype: DType, bytes: &[u8]) -> Option<Unstorable> {
+    // Where the scales are, by the layouts.
+    let scales: &[usize] = match dtype {
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => &[0],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K => &[0, 2],
+        DType::Q6_K => &[208],
+        _ => return None,
+    };
+    let is_lost = |block: &&[u8]| scales.iter().any(|&at| !half(block, at).is_finite());
+    let block = bytes.chunks_exact(dtype.block_bytes() as usize).find(is_lost)?;
+    Some(if block.iter().all(|byte| *byte == 0xff) { Unstorable::NotFinite } else { Unstorable::TooLarge })
 }
 
 /// # Panics

@@ -2,7 +2,7 @@
 //!
 //! The formats that mergekit has names for are written here anew, from what their publishers say of them.
 
-use crate::checkpoint::{Checkpoint, read_json};
+use crate::checkpoint::{Checkpoint, SMALL_LIMIT, read_json, read_text};
 use serde_json::Value;
 
 /// The file in which a template stands beside a tokenizer.
@@ -63,7 +63,7 @@ pub(in crate::recipe) fn names() -> impl Iterator<Item = &'static str> {
 fn of(model: &Checkpoint) -> Option<String> {
     let layout = model.layout();
     let root = layout.is_folder.then_some(&layout.root)?;
-    if let Ok(text) = std::fs::read_to_string(root.join(FILE)) {
+    if let Ok(text) = read_text(&root.join(FILE), SMALL_LIMIT) {
         return Some(text);
     }
     match read_json(&root.join(CONFIG)).ok()?.get("chat_template")? {

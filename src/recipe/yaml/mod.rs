@@ -7,7 +7,7 @@ mod tree;
 mod vocabulary;
 
 use crate::adapter::{self, Adapters, Unplaced};
-use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::checkpoint::{Checkpoint, OpenOptions, read_text};
 use crate::error::{Error, Result};
 use crate::merge::Method;
 use crate::recipe::{joined, labels};
@@ -46,19 +46,10 @@ impl RecipeFile {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Recipe`] naming line and column.
+    /// [`Error::Io`], [`Error::Model`] if it is not a regular file of text of at most 10 MiB, or [`Error::Recipe`] naming
+    /// line and column.
     pub fn read(path: &Path, options: &Options) -> Result<Self> {
-        let kind = std::fs::metadata(path).map_err(Error::io("open", path))?;
-        if !kind.is_file() || kind.len() > LIMIT {
-            return Err(Error::Recipe(format!(
-                "{}: is not a recipe: not a file of at most {LIMIT} bytes",
-                path.display()
-            )));
-        }
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        let text = String::from_utf8(bytes)
-            .map_err(|error| Error::Recipe(format!("{}: is not UTF-8 text: {error}", path.display())))?;
-        Self::parse(path, text, options)
+        Self::parse(path, read_text(path, LIMIT)?, options)
     }
 
     /// Reads a text that stands at `path`, to whose folder its models' paths are relative.

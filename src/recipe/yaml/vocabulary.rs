@@ -2,7 +2,7 @@
 
 use super::RecipeFile;
 use super::grammar::{Document, Token, TokenSource, Tokenizer, TokenizerSource};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, SMALL_LIMIT, read_small};
 use crate::error::{Error, Result};
 use crate::recipe::beside::Beside;
 use crate::recipe::supply::Supply;
@@ -146,7 +146,7 @@ impl RecipeFile {
                 Some((_, supply)) => read(&supply.root.layout().root.join(tokens::FILE))?,
                 None => format!("{json:#}").into_bytes(),
             };
-            let is_new = std::fs::read(root.join(tokens::FILE)).ok().as_ref() != Some(&text);
+            let is_new = read(&root.join(tokens::FILE)).ok().as_ref() != Some(&text);
             if is_new {
                 beside.files.insert(tokens::FILE.into(), text);
                 beside.dropped.extend(OTHER_FORMS.map(Into::into));
@@ -176,7 +176,7 @@ impl RecipeFile {
         beside.dropped.insert("chat_template.json".into());
         // It stood here before it had a file of its own, and would still be found.
         let config = beside.files.get(Path::new(template::CONFIG)).cloned();
-        let config = config.or_else(|| std::fs::read(root.join(template::CONFIG)).ok());
+        let config = config.or_else(|| read(&root.join(template::CONFIG)).ok());
         // Values stay as they are written: some of these numbers are longer than any type's.
         let entries = config.and_then(|text| serde_json::from_slice::<BTreeMap<String, Box<RawValue>>>(&text).ok());
         if let Some(mut entries) = entries
@@ -190,5 +190,5 @@ impl RecipeFile {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(Error::io("read", path))
+    read_small(path, SMALL_LIMIT)
 }

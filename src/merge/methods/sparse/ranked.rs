@@ -316,7 +316,7 @@ mod tests {
             1 => 1.0 + number(bits) / 1e4,
             2 => (number(bits) * 4.0).round() / 8.0,
             3 => number(bits) * 2f32.powi((bits % 200) as i32 - 100),
-            4 if bits % 50 == 0 => f32::NAN,
+            4 if bits.is_multiple_of(50) => f32::NAN,
             4 => number(bits),
             _ => f32::from_bits(number(bits).to_bits() & 0xffff_0000),
         };
