@@ -175,6 +175,7 @@ pub fn decode(simd: Simd, dtype: DType, bytes: &[u8], out: &mut [f32]) {
         dispatch(simd, Map { from: bytes.as_chunks().0, to: out, each: E::to_f32 });
     }
     check(dtype, bytes, out.len());
+    dispatch(simd, AskBehind(bytes));
     match dtype {
         // The one conversion with an instruction of its own; the others are loops that compilers know how to widen.
         DType::F16 => dispatch(simd, DecodeF16 { bytes, out }),
@@ -252,6 +253,21 @@ pub fn encode_f64(dtype: DType, values: &[f64], out: &mut [u8]) {
         return block::quantize(dtype, &narrowed, out);
     }
     by_element!(dtype, elements(values, out));
+}
+
+/// Asks for what comes behind some bytes, as much again: those who decode a part at a time need it next.
+struct AskBehind<'a>(&'a [u8]);
+
+impl AskBehind<'_> {
+    /// More would push out what is in work.
+    const MOST: usize = 4096;
+}
+
+impl Kernel for AskBehind<'_> {
+    #[inline(always)]
+    fn call<I: Isa>(self, isa: I) {
+        isa.prefetch(self.0, self.0.len(), self.0.len().min(Self::MOST));
+    }
 }
 
 /// `to[i] = each(from[i])`: a plain loop, which the compiler turns into vector code for the instruction set.

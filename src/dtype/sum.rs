@@ -8,7 +8,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::lanes::{Bf16Halves, Codec, Isa, Kernel, MAX_LANES};
+use super::lanes::{AHEAD, Bf16Halves, Codec, Isa, Kernel, MAX_LANES};
 use super::scalar::{Bf16, F16};
 use super::{DType, Simd, Term, Term64, decode, decode_f64, dispatch, elements_in, encode, encode_f64};
 
@@ -78,7 +78,7 @@ fn sum<I: Isa, In: Codec, const BASE: bool, const P: usize>(
     let mut bases = [[isa.splat(0.0); 2]; P];
     if BASE {
         let base = &base[bytes.clone()];
-        isa.prefetch(base, P * pair_bytes);
+        isa.prefetch(base, AHEAD, P * pair_bytes);
         for p in 0..P {
             bases[p] = load(isa, &base[p * pair_bytes..]);
         }
@@ -87,7 +87,7 @@ fn sum<I: Isa, In: Codec, const BASE: bool, const P: usize>(
     for (i, term) in terms.iter().enumerate() {
         let weight = isa.splat(term.weight);
         let input = &term.bytes[bytes.clone()];
-        isa.prefetch(input, P * pair_bytes);
+        isa.prefetch(input, AHEAD, P * pair_bytes);
         for p in 0..P {
             let x = load(isa, &input[p * pair_bytes..]);
             for half in 0..2 {

@@ -3,7 +3,7 @@
 //! The loops are over whole slices of the same length and have no order of their own, so every instruction set computes
 //! the same numbers: operations round one by one, and sums keep 16 partial sums whatever the registers' width.
 
-use super::lanes::{Isa, Kernel};
+use super::lanes::{Isa, Kernel, MAGNITUDE, MAX_LANES};
 use super::{Simd, dispatch};
 
 /// Partial sums that a [`dot`] or [`sum`] keeps side by side.
@@ -109,52 +109,6 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     sum([a, b], |[a, b]| f64::from(a) * f64::from(b))
 }
 
-/// `out[i] = a[i]` in f64.
-pub fn widen(a: &[f32], out: &mut [f64]) {
-    struct Widen<'a>(&'a [f32], &'a mut [f64]);
-    impl Loop for Widen<'_> {
-        type Output = ();
-
-        #[inline(always)]
-        fn run(self) {
-            for (out, a) in self.1.iter_mut().zip(self.0) {
-                *out = f64::from(*a);
-            }
-        }
-    }
-    run(Widen(a, out));
-}
-
-/// [`dot`] of numbers that are f64 already.
-///
-/// # Panics
-/// If `b` is shorter than `a`.
-#[must_use]
-pub fn dot_f64(a: &[f64], b: &[f64]) -> f64 {
-    struct Dot<'a>(&'a [f64], &'a [f64]);
-    impl Loop for Dot<'_> {
-        type Output = f64;
-
-        #[inline(always)]
-        fn run(self) -> f64 {
-            let Self(a, b) = self;
-            let mut lanes = [0.0f64; LANES];
-            let (a, a_rest) = a.as_chunks::<LANES>();
-            let (b, b_rest) = b[..a.len() * LANES + a_rest.len()].as_chunks::<LANES>();
-            for (a, b) in a.iter().zip(b) {
-                for lane in 0..LANES {
-                    lanes[lane] += a[lane] * b[lane];
-                }
-            }
-            for (sum, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-                *sum += a * b;
-            }
-            lanes.iter().sum()
-        }
-    }
-    run(Dot(a, b))
-}
-
 /// Two sums of what `each([a[i], b[i], …])` makes, numbers that are not negative: runs of elements are added in f32, the
 /// runs in f64. The relative error is some 1e-7, and the cost a fraction of [`sum`]'s.
 ///
@@ -222,6 +176,112 @@ pub fn two_sums_by_index<const N: usize>(inputs: [&[f32]; N], each: impl Fn(u32,
     run(Sums(inputs, each))
 }
 
+/// Calls `visit` with the magnitude of each number whose magnitude, as bits without the sign, is from `low` to `high`, in
+/// order; returns how many magnitudes are below `low`.
+pub fn visit_magnitudes(values: &[f32], low: u32, high: u32, visit: impl FnMut(u32)) -> u64 {
+    struct Visit<'a, F>(&'a [f32], u32, u32, F, &'a mut u64);
+    impl<F: FnMut(u32)> Kernel for Visit<'_, F> {
+        #[inline(always)]
+        fn call<I: Isa>(self, isa: I) {
+            let Self(values, low, high, mut visit, total) = self;
+            let width = high - low;
+            for lanes in values.chunks(I::LANES) {
+                let mut padded = [f32::NAN; MAX_LANES];
+                let (mut below, mut within) = if lanes.len() == I::LANES {
+                    isa.compare_magnitudes(lanes, low, width)
+                } else {
+                    padded[..lanes.len()].copy_from_slice(lanes);
+                    isa.compare_magnitudes(&padded, low, width)
+                };
+                let real = u32::MAX >> (u32::BITS as usize - lanes.len());
+                (below, within) = (below & real, within & real);
+                *total += u64::from(below.count_ones());
+                while within != 0 {
+                    visit(lanes[within.trailing_zeros() as usize].to_bits() & MAGNITUDE);
+                    within &= within - 1;
+                }
+            }
+        }
+    }
+    let mut below = 0;
+    dispatch(Simd::detect(), Visit(values, low, high, visit, &mut below));
+    below
+}
+
+/// `[a·a, a·b, b·b]`, each as [`dot`] computes it.
+///
+/// # Panics
+/// If `b` is shorter than `a`.
+#[must_use]
+pub fn gram_of_two(a: &[f32], b: &[f32]) -> [f64; 3] {
+    struct Products<'a>(&'a [f32], &'a [f32]);
+    impl Loop for Products<'_> {
+        type Output = [f64; 3];
+
+        #[inline(always)]
+        fn run(self) -> [f64; 3] {
+            let Self(a, b) = self;
+            let b = &b[..a.len()];
+            let (mut aa, mut ab, mut bb) = ([0.0f64; LANES], [0.0f64; LANES], [0.0f64; LANES]);
+            let (a, a_rest) = a.as_chunks::<LANES>();
+            let (b, b_rest) = b.as_chunks::<LANES>();
+            for (a, b) in a.iter().zip(b) {
+                for lane in 0..LANES {
+                    let (x, y) = (f64::from(a[lane]), f64::from(b[lane]));
+                    aa[lane] += x * x;
+                    ab[lane] += x * y;
+                    bb[lane] += y * y;
+                }
+            }
+            for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+                let (x, y) = (f64::from(*a), f64::from(*b));
+                aa[lane] += x * x;
+                ab[lane] += x * y;
+                bb[lane] += y * y;
+            }
+            [aa, ab, bb].map(|lanes| lanes.iter().sum())
+        }
+    }
+    run(Products(a, b))
+}
+
+/// `[a·a, a·b, a·c]`, each as [`dot`] computes it.
+///
+/// # Panics
+/// If `b` or `c` is shorter than `a`.
+#[must_use]
+pub fn three_dots(a: &[f32], b: &[f32], c: &[f32]) -> [f64; 3] {
+    struct Products<'a>(&'a [f32], &'a [f32], &'a [f32]);
+    impl Loop for Products<'_> {
+        type Output = [f64; 3];
+
+        #[inline(always)]
+        fn run(self) -> [f64; 3] {
+            let Self(a, b, c) = self;
+            let (b, c) = (&b[..a.len()], &c[..a.len()]);
+            let (mut aa, mut ab, mut ac) = ([0.0f64; LANES], [0.0f64; LANES], [0.0f64; LANES]);
+            let (a, a_rest) = a.as_chunks::<LANES>();
+            let ((b, b_rest), (c, c_rest)) = (b.as_chunks::<LANES>(), c.as_chunks::<LANES>());
+            for ((a, b), c) in a.iter().zip(b).zip(c) {
+                for lane in 0..LANES {
+                    let (x, y, z) = (f64::from(a[lane]), f64::from(b[lane]), f64::from(c[lane]));
+                    aa[lane] += x * x;
+                    ab[lane] += x * y;
+                    ac[lane] += x * z;
+                }
+            }
+            for (lane, ((a, b), c)) in a_rest.iter().zip(b_rest).zip(c_rest).enumerate() {
+                let (x, y, z) = (f64::from(*a), f64::from(*b), f64::from(*c));
+                aa[lane] += x * x;
+                ab[lane] += x * y;
+                ac[lane] += x * z;
+            }
+            [aa, ab, ac].map(|lanes| lanes.iter().sum())
+        }
+    }
+    run(Products(a, b, c))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,7 +298,13 @@ mod tests {
             let expected: f64 = a.iter().map(|a| f64::from(*a).powi(2)).sum();
             assert_eq!(dot(&a, &a), expected, "{length}");
             let wide: Vec<f64> = a.iter().copied().map(f64::from).collect();
-            assert_eq!(dot_f64(&wide, &wide), expected, "{length}");
+            let b: Vec<f32> = a.iter().rev().map(|a| a / 3.0).collect();
+            assert_eq!(gram_of_two(&a, &b), [expected, dot(&a, &b), dot(&b, &b)], "{length}");
+            assert_eq!(three_dots(&b, &a, &out), [dot(&b, &b), dot(&a, &b), dot(&b, &out)], "{length}");
+            let mut seen = Vec::new();
+            let below = visit_magnitudes(&b, 10f32.to_bits(), 50f32.to_bits(), |bits| seen.push(f32::from_bits(bits)));
+            assert_eq!(below, b.iter().filter(|b| **b < 10.0).count() as u64, "{length}");
+            assert!(seen.iter().eq(b.iter().filter(|b| (10.0..=50.0).contains(*b))), "{length}");
             let [sum, counted] = two_sums_by_index([&a, &a], |i, [a, b]| [a + b, (i % 2) as f32]);
             assert_eq!(sum, 2.0 * wide.iter().sum::<f64>(), "{length}");
             assert_eq!(counted, (length / 2) as f64, "{length}");

@@ -6,8 +6,9 @@
 #![expect(unsafe_code, reason = "intrinsics; each is guarded by a token that only feature detection hands out")]
 
 use std::arch::x86_64::*;
+use std::sync::OnceLock;
 
-use super::lanes::{AHEAD, Isa, Kernel, first, first_mut};
+use super::lanes::{Isa, Kernel, MAGNITUDE, first, first_mut};
 use super::scalar::NAN_F32;
 
 /// Bytes of a cache line.
@@ -15,14 +16,14 @@ const LINE: usize = 64;
 
 /// [`Isa::prefetch`]
 #[inline(always)]
-fn prefetch(input: &[u8], bytes: usize) {
+fn prefetch(input: &[u8], ahead: usize, bytes: usize) {
     for line in (0..bytes).step_by(LINE) {
         // SAFETY: SSE is part of x86-64, and a prefetch of any address is allowed: it neither reads nor faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(input.as_ptr().wrapping_add(AHEAD + line).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(input.as_ptr().wrapping_add(ahead + line).cast()) };
     }
 }
 
-/// AVX2 and F16C are there.
+/// AVX2, F16C and POPCNT are there.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
 
@@ -32,7 +33,11 @@ pub(super) struct Avx512(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(Self(()))
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        let ask = || {
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("popcnt")
+        };
+        FOUND.get_or_init(ask).then_some(Self(()))
     }
 
     /// Canonical NaNs for any NaN.
@@ -59,17 +64,33 @@ impl Isa for Avx2 {
     const LANES: usize = 8;
 
     fn run<K: Kernel>(self, kernel: K) {
-        #[target_feature(enable = "avx2,f16c")]
+        #[target_feature(enable = "popcnt,avx2,f16c")]
         fn compiled<K: Kernel>(isa: Avx2, kernel: K) {
             kernel.call(isa);
         }
-        // SAFETY: `self` proves AVX2 and F16C.
+        // SAFETY: `self` proves AVX2, F16C and POPCNT.
         unsafe { compiled(self, kernel) }
     }
 
     #[inline(always)]
-    fn prefetch(self, input: &[u8], bytes: usize) {
-        prefetch(input, bytes);
+    fn prefetch(self, input: &[u8], ahead: usize, bytes: usize) {
+        prefetch(input, ahead, bytes);
+    }
+    #[inline(always)]
+    fn compare_magnitudes(self, values: &[f32], low: u32, width: u32) -> (u32, u32) {
+        let values: &[f32; 8] = first(values);
+        // SAFETY: `self` proves AVX2; eight f32 are there.
+        unsafe {
+            let bits = _mm256_loadu_si256(values.as_ptr().cast());
+            let magnitudes = _mm256_and_si256(bits, _mm256_set1_epi32(MAGNITUDE as i32));
+            let (low, width) = (_mm256_set1_epi32(low as i32), _mm256_set1_epi32(width as i32));
+            // Neither has the upper bit, so that comparing them as signed numbers is right.
+            let below = _mm256_cmpgt_epi32(low, magnitudes);
+            let above = _mm256_sub_epi32(magnitudes, low);
+            let within = _mm256_cmpeq_epi32(_mm256_min_epu32(above, width), above);
+            let mask = |lanes| _mm256_movemask_ps(_mm256_castsi256_ps(lanes)) as u32;
+            (mask(below), mask(within))
+        }
     }
     #[inline(always)]
     fn splat(self, value: f32) -> __m256 {
@@ -177,11 +198,15 @@ impl Isa for Avx2 {
 
 impl Avx512 {
     pub(super) fn detect() -> Option<Self> {
-        let avx512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq");
-        Avx2::detect().filter(|_| avx512).map(|_| Self(()))
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        let ask = || {
+            is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+                && Avx2::detect().is_some()
+        };
+        FOUND.get_or_init(ask).then_some(Self(()))
     }
 
     /// Canonical NaNs for any NaN.
@@ -208,17 +233,30 @@ impl Isa for Avx512 {
     const LANES: usize = 16;
 
     fn run<K: Kernel>(self, kernel: K) {
-        #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+        #[target_feature(enable = "popcnt,avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
         fn compiled<K: Kernel>(isa: Avx512, kernel: K) {
             kernel.call(isa);
         }
-        // SAFETY: `self` proves AVX-512, AVX2 and F16C.
+        // SAFETY: `self` proves AVX-512, AVX2, F16C and POPCNT.
         unsafe { compiled(self, kernel) }
     }
 
     #[inline(always)]
-    fn prefetch(self, input: &[u8], bytes: usize) {
-        prefetch(input, bytes);
+    fn prefetch(self, input: &[u8], ahead: usize, bytes: usize) {
+        prefetch(input, ahead, bytes);
+    }
+    #[inline(always)]
+    fn compare_magnitudes(self, values: &[f32], low: u32, width: u32) -> (u32, u32) {
+        let values: &[f32; 16] = first(values);
+        // SAFETY: `self` proves AVX-512; sixteen f32 are there.
+        unsafe {
+            let bits = _mm512_loadu_si512(values.as_ptr().cast());
+            let magnitudes = _mm512_and_si512(bits, _mm512_set1_epi32(MAGNITUDE as i32));
+            let (low, width) = (_mm512_set1_epi32(low as i32), _mm512_set1_epi32(width as i32));
+            let below = _mm512_cmplt_epu32_mask(magnitudes, low);
+            let within = _mm512_cmple_epu32_mask(_mm512_sub_epi32(magnitudes, low), width);
+            (u32::from(below), u32::from(within))
+        }
     }
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {

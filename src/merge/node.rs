@@ -281,21 +281,20 @@ impl Source<'_> {
     }
 }
 
-/// Buffers that are used again.
+/// Buffers that are used again, a set for each node in work.
 #[derive(Default)]
-pub(super) struct Scratch(Vec<Vec<f32>>);
+pub(super) struct Scratch(Vec<Vec<Vec<f32>>>);
 
 impl Scratch {
     pub(super) fn take(&mut self, count: usize, length: usize) -> Vec<Vec<f32>> {
-        let resized = |mut buffer: Vec<f32>| {
-            buffer.resize(length, 0.0);
-            buffer
-        };
-        (0..count).map(|_| resized(self.0.pop().unwrap_or_default())).collect()
+        let mut set = self.0.pop().unwrap_or_default();
+        set.resize_with(count, Vec::new);
+        set.iter_mut().for_each(|buffer| buffer.resize(length, 0.0));
+        set
     }
 
-    pub(super) fn give_back(&mut self, buffers: Vec<Vec<f32>>) {
-        self.0.extend(buffers);
+    pub(super) fn give_back(&mut self, set: Vec<Vec<f32>>) {
+        self.0.push(set);
     }
 }
 
@@ -404,18 +403,16 @@ impl Kernel for Program<'_> {
         let count = out.len() / self.output.block_bytes() as usize * self.output.block_elements() as usize;
         let mut scratch = Scratch::default();
         let mut values = vec![0.0; step.min(count)];
+        let mut part: Vec<&[u8]> = Vec::with_capacity(inputs.len());
         let bytes =
             |dtype: DType, elements: usize| elements / dtype.block_elements() as usize * dtype.block_bytes() as usize;
         for at in (0..count).step_by(step) {
             let length = step.min(count - at);
-            let part: Vec<&[u8]> = inputs
-                .iter()
-                .zip(&self.leaves)
-                .map(|(input, view)| {
-                    let dtype = view.tensor.dtype;
-                    &input[bytes(dtype, at)..bytes(dtype, at + length)]
-                })
-                .collect();
+            part.clear();
+            part.extend(inputs.iter().zip(&self.leaves).map(|(input, view)| {
+                let dtype = view.tensor.dtype;
+                &input[bytes(dtype, at)..bytes(dtype, at + length)]
+            }));
             let values = &mut values[..length];
             self.root.evaluate(&self.leaves, start * self.unit + at as u64, &part, &mut scratch, values)?;
             let out = &mut out[bytes(self.output, at)..bytes(self.output, at + length)];

@@ -10,6 +10,7 @@
 use super::data::{Block, Data};
 use crate::dtype::vector::{self, Loop};
 use crate::error::Result;
+use rayon::prelude::*;
 
 /// Elements in the sample.
 const SAMPLE: u64 = 1 << 16;
@@ -17,17 +18,17 @@ const SAMPLE: u64 = 1 << 16;
 /// are near each other are alike.
 const MARGIN: f64 = 0.003;
 /// Buckets of a range.
-const BUCKETS: usize = 4096;
+const BUCKETS: usize = 1024;
 /// Elements per tile: large against the buckets that a tile fills.
-const TILE: u64 = 1 << 20;
+const TILE: u64 = 1 << 17;
+/// Tiles in work at a time, for each thread.
+const WINDOW: usize = 8;
 /// All bits but the sign.
 const MAGNITUDE: u32 = 0x7fff_ffff;
 /// A magnitude is common that as many elements of the sample's range have.
 const COMMON: usize = 64;
 /// With more common magnitudes than this, buckets are cheaper.
 const COMMON_MOST: usize = 6;
-/// Elements that are looked at together for any in the range.
-const CHUNK: usize = 32;
 
 /// Looking for the element of one rank of one quantity.
 struct Search {
@@ -133,66 +134,16 @@ impl Loop for CountCommon<'_> {
     }
 }
 
-struct Count<'a> {
-    values: &'a [f32],
-    low: u32,
-    high: u32,
-    shift: u32,
-    counts: &'a mut Counts,
-}
-
-impl Loop for Count<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Self { values, low, high, shift, counts } = self;
-        let width = high - low;
-        let mut below = [0u32; CHUNK];
-        let mut inside = [0u32; CHUNK];
-        let (chunks, rest) = values.as_chunks::<CHUNK>();
-        for chunk in chunks {
-            let mut any = 0;
-            for lane in 0..CHUNK {
-                let bits = chunk[lane].to_bits() & MAGNITUDE;
-                let hit = u32::from(bits.wrapping_sub(low) <= width);
-                below[lane] += u32::from(bits < low);
-                inside[lane] += hit;
-                any |= hit;
-            }
-            // A range of one value needs no more than its count.
-            if any != 0 && width > 0 {
-                chunk.iter().for_each(|value| counts.put(*value, low, width, shift));
-            }
-        }
-        for value in rest {
-            let bits = value.to_bits() & MAGNITUDE;
-            below[0] += u32::from(bits < low);
-            inside[0] += u32::from(bits == low);
-            if width > 0 {
-                counts.put(*value, low, width, shift);
-            }
-        }
-        counts.below += below.iter().map(|count| u64::from(*count)).sum::<u64>();
-        if width == 0 {
-            let count: u64 = inside.iter().map(|count| u64::from(*count)).sum();
-            counts.buckets[0].count += count;
-            (counts.buckets[0].least, counts.buckets[0].most) = (low, low);
-        }
-    }
-}
-
 impl Counts {
-    #[inline(always)]
-    fn put(&mut self, value: f32, low: u32, width: u32, shift: u32) {
-        let bits = value.to_bits() & MAGNITUDE;
-        let offset = bits.wrapping_sub(low);
-        if offset <= width {
-            let bucket = &mut self.buckets[(offset >> shift) as usize];
+    /// Counts what is below the range and puts what is in it into buckets.
+    fn count(&mut self, values: &[f32], low: u32, high: u32, shift: u32) {
+        let buckets = &mut self.buckets;
+        self.below += vector::visit_magnitudes(values, low, high, |magnitude| {
+            let bucket = &mut buckets[((magnitude - low) >> shift) as usize];
             bucket.count += 1;
-            bucket.least = bucket.least.min(bits);
-            bucket.most = bucket.most.max(bits);
-        }
+            bucket.least = bucket.least.min(magnitude);
+            bucket.most = bucket.most.max(magnitude);
+        });
     }
 }
 
@@ -246,9 +197,15 @@ pub fn select(
             for (&index, counts) in open.iter().zip(counts) {
                 let search = &searches[index];
                 let values = &block.inputs[search.quantity][..];
-                if search.common.is_empty() {
-                    let (low, high, shift) = (search.low, search.high, search.shift());
-                    vector::run(Count { values, low, high, shift, counts });
+                let (low, high, shift) = (search.low, search.high, search.shift());
+                if search.common.is_empty() && low == high {
+                    let mut at = [(0, 0)];
+                    vector::run(CountCommon { values, common: &[low], counts: &mut at });
+                    counts.below += at[0].0;
+                    counts.buckets[0].count += at[0].1;
+                    (counts.buckets[0].least, counts.buckets[0].most) = (low, low);
+                } else if search.common.is_empty() {
+                    counts.count(values, low, high, shift);
                 } else {
                     vector::run(CountCommon { values, common: &search.common, counts: &mut counts.common });
                 }
@@ -269,7 +226,7 @@ pub fn select(
             }
         };
         for tensor in tensors {
-            tensor.fold(TILE, start, visit, &mut combine)?;
+            tensor.fold_in_windows(TILE, WINDOW, start, visit, &mut combine)?;
         }
         for (&index, counts) in open.iter().zip(&total) {
             searches[index].narrow(counts);
@@ -287,37 +244,53 @@ fn guess(
     tensors: &[Data<'_>],
     searches: &mut [Search],
     quantities: usize,
-    values: &impl Fn(&mut Block<'_>),
+    values: &(impl Fn(&mut Block<'_>) + Sync),
 ) -> Result<()> {
     let elements: u64 = tensors.iter().map(Data::elements).sum();
     let mut samples: Vec<Vec<u32>> = vec![Vec::new(); quantities];
     for tensor in tensors {
         // Each tensor has its share of the sample.
         let share = (SAMPLE as f64 * tensor.elements() as f64 / elements as f64).ceil() as u64;
-        tensor.sample(share, |block| {
+        let parts = tensor.sample(share, |block| {
             values(block);
-            for (sample, values) in samples.iter_mut().zip(block.inputs.iter()) {
-                sample.extend(values.iter().map(|value| value.to_bits() & MAGNITUDE));
-            }
+            let magnitudes =
+                |values: &Vec<f32>| -> Vec<u32> { values.iter().map(|x| x.to_bits() & MAGNITUDE).collect() };
+            block.inputs[..quantities].iter().map(magnitudes).collect::<Vec<_>>()
         })?;
-    }
-    samples.iter_mut().for_each(|sample| sample.sort_unstable());
-    for search in searches {
-        let sample = &samples[search.quantity];
-        let size = sample.len() as f64;
-        let share = search.rank as f64 / elements as f64;
-        let margin = size * MARGIN + 3.0 * (size * share * (1.0 - share)).sqrt();
-        let at = share * size;
-        let value = |position: f64| sample.get(position as usize).copied();
-        search.low = if at < margin { 0 } else { value(at - margin).unwrap_or(0) };
-        search.high = value(at + margin).unwrap_or(MAGNITUDE);
-        let first = (at - margin).max(0.0) as usize;
-        let range = &sample[first.min(sample.len())..((at + margin) as usize + 1).min(sample.len())];
-        let common = range.chunk_by(|a, b| a == b).filter(|run| run.len() >= COMMON).map(|run| run[0]);
-        search.common = common.take(COMMON_MOST + 1).collect();
-        if search.common.len() > COMMON_MOST {
-            search.common.clear();
+        for part in parts {
+            samples.iter_mut().zip(part).for_each(|(sample, part)| sample.extend(part));
         }
     }
+    searches.par_iter_mut().for_each(|search| search.guess(samples[search.quantity].clone(), elements));
     Ok(())
+}
+
+impl Search {
+    /// Narrows the search to what the magnitudes of a sample of all `elements` make likely.
+    fn guess(&mut self, mut sample: Vec<u32>, elements: u64) {
+        let size = sample.len() as f64;
+        let share = self.rank as f64 / elements as f64;
+        let margin = size * MARGIN + 3.0 * (size * share * (1.0 - share)).sqrt();
+        let at = share * size;
+        let first = (at - margin).max(0.0) as usize;
+        let behind = ((at + margin) as usize + 1).min(sample.len());
+        if first >= behind {
+            return;
+        }
+        // Only what lies between the two is put in order.
+        sample.select_nth_unstable(first);
+        let range = &mut sample[first..];
+        if behind - first < range.len() {
+            range.select_nth_unstable(behind - first);
+        }
+        let range = &mut range[..behind - first];
+        range.sort_unstable();
+        self.low = if at < margin { 0 } else { range[0] };
+        self.high = if at + margin < size { range[range.len() - 1] } else { MAGNITUDE };
+        let common = range.chunk_by(|a, b| a == b).filter(|run| run.len() >= COMMON).map(|run| run[0]);
+        self.common = common.take(COMMON_MOST + 1).collect();
+        if self.common.len() > COMMON_MOST {
+            self.common.clear();
+        }
+    }
 }

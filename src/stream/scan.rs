@@ -5,9 +5,6 @@ use crate::error::Result;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Tiles in work at a time, for each thread: enough to keep all busy, few enough that results take little memory.
-const WINDOW: usize = 4;
-
 /// A group of tensors that is passed over as often as its owner likes.
 pub struct Scan<'a> {
     group: Group<'a>,
@@ -29,20 +26,22 @@ impl<'a> Scan<'a> {
         self.group.elements
     }
 
-    /// Runs `tile` over every `step` elements, in parallel, and hands the results to `combine` in their order.
+    /// Runs `tile` over every `step` elements, in parallel, and hands the results to `combine` in their order: those of
+    /// `window` tiles for each thread at a time. The more there are, the less threads wait for each other.
     ///
     /// # Errors
     /// As [`measure`](super::measure()), and whatever `tile` returns.
     pub fn run<T: Send>(
         &self,
         step: u64,
+        window: usize,
         tile: impl Fn(Range<u64>, &[&[u8]]) -> Result<T> + Sync,
         mut combine: impl FnMut(T),
     ) -> Result<()> {
         let starts: Vec<u64> = (0..self.group.elements).step_by(step.max(1) as usize).collect();
         let range = |start: u64| start..self.group.elements.min(start + step);
         let visit = |buffers: &mut Vec<Vec<u8>>, start: u64| self.visit(buffers, range(start), &tile);
-        for window in starts.chunks(WINDOW * rayon::current_num_threads()) {
+        for window in starts.chunks(window * rayon::current_num_threads()) {
             match window {
                 [start] => combine(visit(&mut Vec::new(), *start)?),
                 _ => {

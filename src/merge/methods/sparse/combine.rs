@@ -55,13 +55,16 @@ struct Elect<'a> {
 }
 
 impl Elect<'_> {
-    /// The elements `at..`, as many as `out` has, all of them in lanes of the same width.
+    /// As many elements as `out` has, of the changes in lanes of the same width with their weights.
     #[inline(always)]
-    fn lanes<const N: usize>(elected: &Elected, changes: &[Vec<f32>], at: usize, base: &[f32; N], out: &mut [f32; N]) {
-        let lane = |change: &Vec<f32>| *change[at..].first_chunk::<N>().unwrap_or(&[0.0; N]);
+    fn lanes<'c, const N: usize>(
+        elected: &Elected,
+        changes: impl Iterator<Item = (&'c [f32; N], f32)> + Clone,
+        base: &[f32; N],
+        out: &mut [f32; N],
+    ) {
         let mut votes = [0.0; N];
-        for change in changes {
-            let change = lane(change);
+        for (change, _) in changes.clone() {
             if elected.by_count {
                 for i in 0..N {
                     votes[i] += if change[i] == 0.0 { 0.0 } else { 1f32.copysign(change[i]) };
@@ -74,8 +77,7 @@ impl Elect<'_> {
         }
         let sign = votes.map(|vote| if vote >= 0.0 { 1.0 } else { -1.0 });
         let (mut sum, mut divisor) = ([0.0; N], [0.0; N]);
-        for (change, weight) in changes.iter().zip(&elected.weights) {
-            let (change, weight) = (lane(change), *weight);
+        for (change, weight) in changes {
             for i in 0..N {
                 let agrees = if change[i] * sign[i] > 0.0 { 1.0 } else { 0.0 };
                 // What is not a number stays.
@@ -101,16 +103,17 @@ impl Loop for Elect<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { elected, changes, base, out } = self;
-        let whole = out.len() / LANES * LANES;
+        let changes: Vec<_> = changes.iter().map(|change| change.as_chunks::<LANES>()).collect();
         let (chunks, rest) = out.as_chunks_mut::<LANES>();
         let (base, base_rest) = base.as_chunks::<LANES>();
+        let weights = || elected.weights.iter().copied();
         for (index, (base, out)) in base.iter().zip(chunks).enumerate() {
-            Self::lanes(elected, changes, index * LANES, base, out);
+            let lanes = changes.iter().map(|(chunks, _)| &chunks[index]).zip(weights());
+            Self::lanes(elected, lanes, base, out);
         }
         for (index, (base, out)) in base_rest.iter().zip(rest).enumerate() {
-            let mut one = [0.0];
-            Self::lanes(elected, changes, whole + index, &[*base], &mut one);
-            *out = one[0];
+            let lanes = changes.iter().map(|(_, rest)| std::array::from_ref(&rest[index])).zip(weights());
+            Self::lanes(elected, lanes, &[*base], std::array::from_mut(out));
         }
     }
 }
