@@ -156,6 +156,11 @@ impl<'a> Data<'a> {
         Self { scan, leaves, sources, block, elements, unit, has_base }
     }
 
+    /// Whether all elements have been passed over.
+    pub(super) fn is_known(&self) -> bool {
+        self.scan.is_known()
+    }
+
     /// The sources, handed back.
     pub(super) fn into_sources(self) -> Vec<Source<'a>> {
         self.sources

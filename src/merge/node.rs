@@ -201,11 +201,12 @@ impl<'a> Node<'a> {
         let sources = self.sources(leaves, next, passes)?;
         let (has_base, unit) = (self.terms.has_base, self.method.unit(&self.terms));
         if let Some(blend) = self.method.fixed(&self.terms) {
-            return Ok(Solved { solution: Solution::Sum(blend), sources, unit: 1, has_base });
+            return Ok(Solved { solution: Solution::Sum(blend), sources, unit: 1, has_base, is_known: false });
         }
         let data = passes.data(leaves, sources, self);
         let solution = self.method.solve(&self.terms, &data)?;
-        Ok(Solved { solution, sources: data.into_sources(), unit, has_base })
+        let is_known = data.is_known();
+        Ok(Solved { solution, sources: data.into_sources(), unit, has_base, is_known })
     }
 }
 
@@ -241,6 +242,8 @@ pub(super) struct Solved<'a> {
     sources: Vec<Source<'a>>,
     unit: u64,
     has_base: bool,
+    /// Whether all leaves were passed over to solve it.
+    is_known: bool,
 }
 
 /// The smallest number that both divide.
@@ -299,6 +302,11 @@ impl Scratch {
 }
 
 impl Solved<'_> {
+    fn is_known(&self) -> bool {
+        let below = |source: &Source<'_>| matches!(source, Source::Solved(solved) if solved.is_known());
+        self.is_known || self.sources.iter().any(below)
+    }
+
     fn unit(&self) -> u64 {
         self.sources.iter().map(Source::unit).fold(self.unit, common_multiple)
     }
@@ -365,6 +373,12 @@ impl<'a> Program<'a> {
     #[must_use]
     pub fn unit(&self) -> u64 {
         self.unit
+    }
+
+    /// Whether all of its leaves were passed over to solve it.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.root.is_known()
     }
 
     /// The faster kernel for a weighted sum of tensors, if that is what it is.

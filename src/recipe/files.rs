@@ -299,8 +299,15 @@ fn batches<'s, 'a, 'p>(slots: &'s [Slot<'a, 'p>]) -> Vec<&'s [Slot<'a, 'p>]> {
     batches
 }
 
-/// What a merge that was measured has become.
-enum Solved<'a> {
+/// A merge that is solved.
+struct Solved<'a> {
+    how: How<'a>,
+    /// Whether its inputs were passed over for it.
+    is_known: bool,
+}
+
+/// What a merge has become.
+enum How<'a> {
     Sum(BlendKernel),
     Program(Program<'a>),
 }
@@ -315,7 +322,9 @@ fn solve<'a>(
     let one = |slot: &Slot<'a, '_>| match slot.operation {
         Operation::Merge(node) => {
             let program = surveys.apply(node).solve(slot.output, settings, control)?;
-            Ok(Some(program.as_sum().map_or_else(|| Solved::Program(program), Solved::Sum)))
+            let is_known = program.is_known();
+            let how = program.as_sum().map_or_else(|| How::Program(program), How::Sum);
+            Ok(Some(Solved { how, is_known }))
         }
         _ => Ok(None),
     };
@@ -351,20 +360,22 @@ impl<'a> Slot<'a, '_> {
     }
 
     fn kernel<'s>(&'s self, solved: &'s Option<Solved<'a>>, target: &'s Path) -> Checked<'s> {
-        let kernel: &dyn Kernel = match (self.operation, solved) {
-            (_, Some(Solved::Sum(kernel))) => kernel,
-            (_, Some(Solved::Program(program))) => program,
+        let is_known = solved.as_ref().is_some_and(|solved| solved.is_known);
+        let kernel: &dyn Kernel = match (self.operation, solved.as_ref().map(|solved| &solved.how)) {
+            (_, Some(How::Sum(kernel))) => kernel,
+            (_, Some(How::Program(program))) => program,
             (Operation::Blend(kernel, _), _) => kernel,
             (Operation::Scale(kernel, _), _) => kernel,
             (Operation::Copy(_) | Operation::Alias(_) | Operation::Merge(_), None) => &CopyKernel,
         };
         let rounds_to = (!matches!(self.operation, Operation::Copy(_))).then_some(self.output);
-        Checked { kernel, rounds_to, name: self.name, target }
+        Checked { kernel, is_known, rounds_to, name: self.name, target }
     }
 
-    fn item<'s>(&'s self, kernel: &'s dyn Kernel) -> Item<'s> {
+    fn item<'s>(&'s self, kernel: &'s Checked<'_>) -> Item<'s> {
         let inputs = self.inputs.clone();
         // A method that needed whole rows to measure may have come to a sum, which does not: the unit stays.
-        Item { offset: self.offset, elements: self.elements, element_bytes: self.element_bytes, inputs, kernel }
+        let (offset, elements, element_bytes) = (self.offset, self.elements, self.element_bytes);
+        Item { offset, elements, element_bytes, inputs, kernel, is_known: kernel.is_known }
     }
 }

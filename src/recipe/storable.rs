@@ -9,6 +9,8 @@ use std::path::Path;
 /// A kernel whose output is looked at, unless it is a copy.
 pub(super) struct Checked<'a> {
     pub(super) kernel: &'a dyn Kernel,
+    /// Whether its inputs were passed over before.
+    pub(super) is_known: bool,
     /// The type that the kernel rounds to; none if it copies.
     pub(super) rounds_to: Option<DType>,
     /// The tensor's name in the output.

@@ -90,9 +90,10 @@ impl Control<'_> {
 /// How the pages of a run's inputs are treated, decided once from their sizes and what is in memory.
 #[derive(Clone, Copy, Debug)]
 struct Hints {
-    /// Ask for the pages of units to come: worth its calls only when they are not in memory already. When they are,
-    /// they are mapped a unit at a time instead.
+    /// Ask for the pages of units to come: worth its calls only when they are not in memory already.
     read_ahead: bool,
+    /// Map a unit at a time, where pages are in memory already.
+    maps: bool,
     /// Let go of the pages of units that are done, which costs about a third of a warm run's speed.
     let_go: bool,
     /// Start writing each unit to the disk at once, so that the final sync has little left to do.
@@ -105,16 +106,18 @@ impl Hints {
         const WARM: f64 = 0.95;
         let total: u64 = files.clone().map(DataFile::length).sum();
         let large = os::available_memory().is_some_and(|available| total > available / 2);
-        Self {
-            read_ahead: files.clone().any(|file| !file.is_mapped() || file.resident() < WARM),
-            let_go: settings.memory.is_some() || large,
-            write_back: settings.sync,
-        }
+        let read_ahead = files.clone().any(|file| !file.is_mapped() || file.resident() < WARM);
+        Self { read_ahead, maps: !read_ahead, let_go: settings.memory.is_some() || large, write_back: settings.sync }
+    }
+
+    /// For what has been passed over before: its pages need not be mapped once more, unless they were let go.
+    fn again(self) -> Self {
+        Self { maps: self.let_go && self.maps, ..self }
     }
 
     /// The bytes of a range, to be given back by [`Self::done`].
     fn fetch<'a>(self, view: &TensorView<'a>, range: Range<u64>, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
-        if !self.read_ahead {
+        if self.maps {
             let (file, range) = view.extent(range.clone());
             file.populate(range);
         }

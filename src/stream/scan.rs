@@ -4,12 +4,15 @@ use super::{Control, Group, Hints, Settings, byte_range, files};
 use crate::error::Result;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A group of tensors that is passed over as often as its owner likes.
 pub struct Scan<'a> {
     group: Group<'a>,
     hints: Hints,
     control: Control<'a>,
+    /// Whether all has been passed over.
+    is_known: AtomicBool,
 }
 
 impl<'a> Scan<'a> {
@@ -17,13 +20,19 @@ impl<'a> Scan<'a> {
     #[must_use]
     pub fn new(group: Group<'a>, settings: &Settings, control: Control<'a>) -> Self {
         let hints = Hints::new(files(group.inputs.iter().copied()), settings);
-        Self { group, hints, control }
+        Self { group, hints, control, is_known: AtomicBool::new(false) }
     }
 
     /// How many elements, of as many single ones as the group's block, there are.
     #[must_use]
     pub fn elements(&self) -> u64 {
         self.group.elements
+    }
+
+    /// Whether all elements have been passed over.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.is_known.load(Ordering::Relaxed)
     }
 
     /// Runs `tile` over every `step` elements, in parallel, and hands the results to `combine` in their order: those of
@@ -54,6 +63,7 @@ impl<'a> Scan<'a> {
                 }
             }
         }
+        self.is_known.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -73,6 +83,7 @@ impl<'a> Scan<'a> {
     ) -> Result<T> {
         self.control.check()?;
         let group = &self.group;
+        let hints = if self.is_known() { self.hints.again() } else { self.hints };
         buffers.resize(buffers.len().max(group.inputs.len()), Vec::new());
         let inputs = group
             .inputs
@@ -80,16 +91,16 @@ impl<'a> Scan<'a> {
             .zip(buffers)
             .map(|(input, buffer)| {
                 let range = byte_range(input, group.elements, &elements);
-                if self.hints.read_ahead {
+                if hints.read_ahead {
                     let (file, range) = input.extent(range.clone());
                     file.will_need(range);
                 }
-                self.hints.fetch(input, range, buffer)
+                hints.fetch(input, range, buffer)
             })
             .collect::<Result<Vec<_>>>()?;
         let result = tile(elements.clone(), &inputs)?;
         for input in &group.inputs {
-            self.hints.done(input, byte_range(input, group.elements, &elements))?;
+            hints.done(input, byte_range(input, group.elements, &elements))?;
         }
         Ok(result)
     }

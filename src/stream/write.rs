@@ -41,6 +41,8 @@ pub struct Item<'a> {
     pub inputs: Vec<TensorView<'a>>,
     /// What is done to them.
     pub kernel: &'a dyn Kernel,
+    /// Whether the sources were passed over just before.
+    pub is_known: bool,
 }
 
 impl Item<'_> {
@@ -220,6 +222,7 @@ impl Worker {
         for (index, item, elements) in pieces(items, unit) {
             let (out, after) = rest.split_at_mut(((elements.end - elements.start) * item.element_bytes) as usize);
             rest = after;
+            let hints = if item.is_known { hints.again() } else { hints };
             let inputs = item
                 .inputs
                 .iter()
