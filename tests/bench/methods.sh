@@ -31,18 +31,21 @@ declare -A command=(
     [karcher]="$(merge "$(model 0)" "$(model 1)" "$(model 2)" --method karcher)"
     [slerp_of_2]="$(merge "$(model 1)" --base "$(model 0)" --method slerp -p t=0.3)"
 )
-declare -A method=([ties]=ties [dare_linear]=dare_linear [dare_ties]=dare_ties [della]=della [model_stock]=model_stock)
 if [[ -n ${MERGEKIT:-} ]]; then
-    for name in "${!method[@]}"; do
-        density=$([[ $name == della ]] && echo 0.5 || echo 0.3)
-        cat >"$times/$name.yml" <<YAML
-merge_method: ${method[$name]}
-base_model: $dir/m0
-models:
-  - {model: $dir/m1, parameters: {weight: 1.0, density: $density}}
-  - {model: $dir/m2, parameters: {weight: 1.0, density: $density}}
-YAML
-        [[ $name == model_stock ]] && sed -i 's/, parameters: {.*}}/}/' "$times/$name.yml"
+    for name in linear_3 slerp_of_2 karcher ties dare_linear dare_ties della model_stock; do
+        # The same merge, for mergekit.
+        method=${name%_3} parameters= base="base_model: $dir/m0" models="1 2"
+        case $name in
+        linear_3) parameters="weight: 0.333" base= models="0 1 2" ;;
+        karcher) base= models="0 1 2" ;;
+        slerp_of_2) method=slerp base="$base"$'\n'"parameters: {t: 0.3}" models="0 1" ;;
+        ties | dare_*) parameters="weight: 1.0, density: 0.3" ;;
+        della) parameters="weight: 1.0, density: 0.5" ;;
+        esac
+        {
+            printf 'merge_method: %s\n%s\nmodels:\n' "$method" "$base"
+            for model in $models; do echo "  - {model: $dir/m$model, parameters: {$parameters}}"; done
+        } >"$times/$name.yml"
         command[mergekit_$name]="$MERGEKIT $times/$name.yml $out --no-copy-tokenizer --no-write-model-card --quiet"
     done
 fi
