@@ -571,3 +571,51 @@ fn two_runs_at_once_leave_one_whole_output() -> Outcome {
     }
     Ok(())
 }
+
+#[cfg(target_os = "linux")]
+/// The most memory of its own that a run has, so far as one sees who looks all the time.
+fn peak_memory(folder: &Path, arguments: &str) -> Outcome<u64> {
+    let child = start(folder, arguments)?;
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    // A process that has ended has a status without memory.
+    while let Some(kilobytes) = std::fs::read_to_string(&status).ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    }) {
+        peak = peak.max(kilobytes << 10);
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    ended(child)?.ok();
+    Ok(peak)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_dry_run_predicts_the_memory() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    let mut random = Random(5);
+    let block: Vec<u8> = (0..8 << 20).flat_map(|_| (random.uniform() as f32 - 0.5).to_le_bytes()).collect();
+    for name in ["a", "b", "c"] {
+        let (byte, block) = (name.as_bytes()[0], &block);
+        let numbers: Vec<u8> = block.iter().map(|bits| bits ^ (byte & 3)).collect();
+        Model::new().raw("w", DType::F32, &[8 << 10, 1 << 10], numbers).write(path.join(format!("{name}.st")))?;
+    }
+    for (method, memory) in [
+        ("linear --weights 0.5,0.5", ""),
+        ("ties -p density=0.3 --base c.st", ""),
+        ("ties -p density=0.3 --base c.st", "--memory 32M"),
+        ("della -p density=0.5 --base c.st", ""),
+        ("breadcrumbs -p density=0.5 --base c.st", "--memory 32M"),
+    ] {
+        let command = format!("merge a.st b.st --method {method} -o out.st -j 2 {memory}");
+        let dry = run(path, &format!("{command} --dry-run --json")).ok().json();
+        let predicted = dry["peak_memory"].as_u64().expect("it is predicted");
+        let peak = peak_memory(path, &command)?;
+        // A tensor of one model alone has 34 MB.
+        assert!(predicted < 30_000_000, "{command}: {predicted} bytes predicted");
+        assert!(peak > 500_000 && peak <= predicted, "{command}: {predicted} bytes predicted, {peak} used");
+    }
+    Ok(())
+}

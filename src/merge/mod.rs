@@ -133,6 +133,11 @@ pub trait Method: Sync {
         0
     }
 
+    /// How many order statistics it looks for at a time, which each thread counts in buckets of its own.
+    fn searches(&self, _terms: &Terms) -> usize {
+        0
+    }
+
     /// The weighted sum that it comes to, if that takes no look at the data.
     fn fixed(&self, _terms: &Terms) -> Option<Blend> {
         None

@@ -4,6 +4,7 @@
 //! in between is rounded to a file's type or written anywhere.
 
 use super::data::{BLOCK, Block, Data};
+use super::select;
 use super::{Blend, BlendKernel, Method, Solution, Terms};
 use crate::checkpoint::TensorView;
 use crate::dtype::{self, DType, Simd, vector};
@@ -151,7 +152,17 @@ impl<'a> Node<'a> {
     #[must_use]
     pub fn memory(&self, output: DType) -> (u64, u64) {
         let buffers = (self.buffers() + 2) * step(self.unit(output)) * size_of::<f32>() as u64;
-        (buffers, self.held())
+        (buffers + select::memory(self.searches()), self.held())
+    }
+
+    /// The most order statistics that are looked for at a time.
+    fn searches(&self) -> usize {
+        let below = |input: &Input<'_>| match input {
+            Input::Node(node) => node.searches(),
+            _ => 0,
+        };
+        let below = self.inputs.iter().map(below).max().unwrap_or(0);
+        below.max(self.method.searches(&self.terms))
     }
 
     /// The most buffers in use at a time.

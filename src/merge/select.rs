@@ -30,6 +30,11 @@ const COMMON: usize = 64;
 /// With more common magnitudes than this, buckets are cheaper.
 const COMMON_MOST: usize = 6;
 
+/// Memory that looking for so many elements at a time takes in each thread.
+pub(super) fn memory(searches: usize) -> u64 {
+    (WINDOW * BUCKETS * size_of::<Bucket>() * searches) as u64
+}
+
 /// Looking for the element of one rank of one quantity.
 struct Search {
     quantity: usize,

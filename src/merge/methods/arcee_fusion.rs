@@ -92,6 +92,10 @@ impl Method for ArceeFusion {
         terms.shape.iter().product::<u64>() / terms.row() * size_of::<f32>() as u64
     }
 
+    fn searches(&self, _terms: &Terms) -> usize {
+        QUANTILES.len()
+    }
+
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
         let row = terms.row() as usize;
         if data.elements() == 0 || row == 1 {

@@ -109,6 +109,10 @@ impl Method for Sce {
         &ABOUT
     }
 
+    fn searches(&self, _terms: &Terms) -> usize {
+        1
+    }
+
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
         let models = terms.models();
         let share = terms.get("select_topk");

@@ -253,6 +253,14 @@ impl Method for Sparse {
         if self.sparsifier == Sparsifier::Rank { Rows::of(&terms.shape).unit() as u64 } else { 1 }
     }
 
+    fn searches(&self, terms: &Terms) -> usize {
+        match self.sparsifier {
+            Sparsifier::Magnitude => terms.models(),
+            Sparsifier::Outliers => 2 * terms.models(),
+            Sparsifier::Random | Sparsifier::Rank => 0,
+        }
+    }
+
     fn surveys(&self, terms: &Terms) -> bool {
         terms.is_on("global")
     }
