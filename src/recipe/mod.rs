@@ -28,6 +28,7 @@ pub use difference::Difference;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
 pub use place::{Anchors, Block, Filter, Layers, Setting, is_before_layers};
+#[cfg(feature = "cli")]
 pub(crate) use plan::scale_of;
 pub use plan::{Kept, Operation, Plan, Planned};
 pub use rename::{Rename, Renamed};
