@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     ("cli", &["recipe", "adapter", "names", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
     ("recipe", &["adapter", "names", "merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
+    ("adapter", &["names", "merge", "stream", "checkpoint", "output", "dtype"]),
     ("names", &["checkpoint"]),
-    ("adapter", &["merge", "stream", "checkpoint", "output", "dtype"]),
     ("merge", &["stream", "checkpoint", "dtype"]),
     ("analysis", &["stream", "checkpoint", "output", "dtype"]),
     ("plot", &[]),

@@ -287,3 +287,54 @@ fn a_merge_of_other_names_is_told_of_the_map() -> Outcome {
     assert!(!ran.stderr.contains("--rename"), "{}", ran.stderr);
     Ok(())
 }
+
+/// kohya's names for modules of a part: `lora_unet_down_blocks_0_…`, or of the original UNet `lora_unet_input_blocks_1_…`.
+#[test]
+fn adapters_fit_a_model_under_the_names_of_either_library() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    let sides = list("sd15-small")?;
+    write_pipeline(&path.join("pipe"), &numbered(&sides["diffusers"]), true)?;
+    convert(path, "pipe single.safetensors --rename diffusers-to-sd").ok();
+    let single = read(&path.join("single.safetensors"))?.tensors;
+
+    let adapter = |file: &str, modules: &[(String, Vec<u64>)]| -> Outcome {
+        let part = |model: Model, (module, shape): &(String, Vec<u64>)| {
+            let (rows, columns) = (shape[0], shape[1]);
+            let up: Vec<f64> = (0..rows).map(|i| i as f64 + 1.0).collect();
+            let down: Vec<f64> = (0..columns).map(|i| 0.5 - i as f64).collect();
+            model
+                .with(&format!("{module}.lora_up.weight"), DType::F32, &[rows, 1], &up)
+                .with(&format!("{module}.lora_down.weight"), DType::F32, &[1, columns], &down)
+                .with(&format!("{module}.alpha"), DType::F32, &[], &[1.0])
+        };
+        assert!(modules.len() > 10, "{file} has {} modules", modules.len());
+        modules.iter().fold(Model::new(), part).write(path.join(file))?;
+        Ok(())
+    };
+    let linear = |name: &str, shape: &[u64]| name.ends_with(".weight") && shape.len() == 2;
+    let flat = |name: &str| name.trim_end_matches(".weight").replace('.', "_");
+    let theirs = sides["diffusers"].iter().filter(|(name, (shape, _))| linear(name, shape));
+    let theirs = theirs.filter_map(|(name, (shape, _))| {
+        let rest = name.strip_prefix("unet/").map(|rest| ("lora_unet", rest));
+        let (begin, rest) = rest.or_else(|| Some(("lora_te", name.strip_prefix("text_encoder/")?)))?;
+        Some((format!("{begin}_{}", flat(rest)), shape.clone()))
+    });
+    adapter("theirs.st", &theirs.collect::<Vec<_>>())?;
+    let original = single.iter().filter(|(name, tensor)| linear(name, &tensor.shape));
+    let original = original.filter_map(|(name, tensor)| {
+        Some((format!("lora_unet_{}", flat(name.strip_prefix("model.diffusion_model.")?)), tensor.shape.clone()))
+    });
+    adapter("original.st", &original.collect::<Vec<_>>())?;
+
+    for lora in ["theirs.st", "original.st"] {
+        convert(path, &format!("pipe+{lora} baked")).ok();
+        convert(path, &format!("single.safetensors+{lora} baked.safetensors")).ok();
+        convert(path, "baked there.safetensors --rename diffusers-to-sd").ok();
+        let here = read(&path.join("baked.safetensors"))?.tensors;
+        assert!(here == read(&path.join("there.safetensors"))?.tensors, "{lora} differs");
+        let changed = here.iter().filter(|(name, tensor)| single[*name] != **tensor).count();
+        assert!(changed > 10, "{lora} changes {changed} tensors");
+    }
+    Ok(())
+}

@@ -2,10 +2,12 @@
 //!
 //! A name is a module's and a part's. PEFT puts `base_model.model.` before the module's path and diffusers its component
 //! (`unet.`). kohya's scripts write `lora_unet_` or `lora_te_` and the path with `_` for every `.`, which cannot be undone
-//! by rule; so the base's own names are written that way and looked up.
+//! by rule; so the base's own names are written that way and looked up, and beside them those that other libraries have
+//! for the same model.
 
 use super::product::Layout;
 use crate::checkpoint::Checkpoint;
+use crate::names;
 use std::collections::{BTreeSet, HashMap};
 
 /// What a tensor is to its module.
@@ -151,6 +153,8 @@ pub(super) fn is_adapter<'n>(names: impl Iterator<Item = &'n str>) -> bool {
 /// The names of a base, to find modules by.
 pub(super) struct Names<'b> {
     base: &'b Checkpoint,
+    /// Tensors by the names that other libraries have for them.
+    others: HashMap<String, &'b str>,
     /// Tensors by component and flat name of their module.
     flat: [HashMap<String, BTreeSet<&'b str>>; COMPONENTS.len()],
     /// What the names of each part of the base's layout begin with.
@@ -166,17 +170,21 @@ pub(super) enum Lost<'b> {
 
 impl<'b> Names<'b> {
     pub(super) fn new(base: &'b Checkpoint) -> Self {
+        let full = |own: String| base.get(&own).map(|view| view.tensor.name.as_str());
+        let others = names::other_names(base).into_iter().filter_map(|(name, own)| Some((name, full(own)?)));
+        let others: HashMap<String, &str> = others.collect();
         let mut by_flat: [HashMap<String, BTreeSet<&str>>; COMPONENTS.len()] = std::array::from_fn(|_| HashMap::new());
         for (component, names) in COMPONENTS.iter().zip(&mut by_flat) {
-            for tensor in base.tensors() {
-                let Some(module) = tensor.name.strip_suffix(".weight") else { continue };
+            let own = base.tensors().iter().map(|tensor| (&tensor.name, tensor.name.as_str()));
+            for (name, tensor) in own.chain(others.iter().map(|(name, tensor)| (name, *tensor))) {
+                let Some(module) = name.strip_suffix(".weight") else { continue };
                 for path in component.roots.iter().filter_map(|root| module.strip_prefix(root)) {
-                    names.entry(path.replace('.', "_")).or_default().insert(&tensor.name);
+                    names.entry(path.replace('.', "_")).or_default().insert(tensor);
                 }
             }
         }
         let parts = base.layout().parts.iter().map(|part| part.prefix()).collect();
-        Self { base, flat: by_flat, parts }
+        Self { base, others, flat: by_flat, parts }
     }
 
     /// The base's weight that a module has.
@@ -199,7 +207,8 @@ impl<'b> Names<'b> {
     }
 
     fn get(&self, name: &str) -> Option<&'b str> {
-        self.base.get(name).map(|view| view.tensor.name.as_str())
+        let own = self.base.get(name).map(|view| view.tensor.name.as_str());
+        own.or_else(|| self.others.get(name).copied())
     }
 
     /// The names that a path with dots may have in the base.

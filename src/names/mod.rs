@@ -107,6 +107,31 @@ pub fn towards(model: &Checkpoint, other: &Checkpoint) -> Option<&'static str> {
     NAME_MAPS.iter().find(fits).map(|map| map.id())
 }
 
+/// The names that whole tensors of a model have in other libraries, each with the folder that it is in there and the
+/// tensor's own name, for as many maps as know the model.
+#[must_use]
+pub fn other_names(model: &Checkpoint) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for map in NAME_MAPS {
+        let Ok(Mapping { views, parts, .. }) = mapping(*map, model) else { continue };
+        let folders: Vec<String> = match parts {
+            Some(parts) => parts.into_iter().map(|(folder, _)| folder.to_owned()).collect(),
+            None => model.layout().parts.iter().map(|part| part.folder.clone()).collect(),
+        };
+        for view in views {
+            let Elements::Whole(own) = view.elements else { continue };
+            let name = match folders.get(view.part).map(String::as_str) {
+                Some("") | None => view.name,
+                Some(folder) => format!("{folder}/{}", view.name),
+            };
+            if name != own {
+                all.push((name, own));
+            }
+        }
+    }
+    all
+}
+
 /// What a map makes of a model.
 fn mapping(map: &dyn NameMap, model: &Checkpoint) -> Result<Mapping, Vec<Mismatch>> {
     let layout = model.layout();
