@@ -313,8 +313,10 @@ fn what_does_not_fit_is_refused() -> Outcome {
     let linear = format!("merge a.st b.st --no-sync -o out.safetensors --blocks weight:2={}", list(&values(26)));
     run(&sd, &linear).fails(2, &["weights of some models only"]);
     run(&sd, &format!("{linear} --weights 1,0")).ok();
+    let all = "merge a.st b.st --no-sync -o o.st --blocks weight=ALL_A";
+    run(&sd, &format!("{all} {presets}")).fails(2, &["all models the same weight", "weight:2=", "--base A B"]);
     // Nothing to divide by.
-    let nothing = "merge a.st b.st --normalize --no-sync -o o.st --blocks weight=ALL_A";
+    let nothing = "merge a.st b.st --normalize --no-sync -o o.st --blocks weight:1=ALL_A --blocks weight:2=ALL_A";
     run(&sd, &format!("{nothing} {presets}")).fails(1, &["weights that add up to 0"]);
     run(&sd, &format!("merge a.st b.st a.st --method add-difference --blocks alpha:1={} -o o.st", list(&values(26))))
         .fails(2, &["one alpha for all models"]);

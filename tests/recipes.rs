@@ -491,6 +491,30 @@ fn what_is_wrong_in_a_recipe_is_said_with_its_place() -> Outcome {
 }
 
 #[test]
+fn results_that_multiply_are_refused_before_they_are_made() -> Outcome {
+    let bench = Bench::new()?;
+    let document = |index: usize, models: &str| {
+        format!("name: d{index}\nmerge_method: linear\nparameters: {{weight: 0.5}}\nmodels: [{models}]\n")
+    };
+    let chain = |count: usize, models: &dyn Fn(usize) -> String| {
+        let first = document(0, "{model: a.st}, {model: b.st}");
+        let others = (1..count).map(|index| document(index, &models(index - 1)));
+        std::iter::once(first).chain(others).collect::<Vec<_>>().join("---\n")
+    };
+    let twice = |last: usize| format!("{{model: d{last}}}, {{model: d{last}}}");
+    let once = |last: usize| format!("{{model: d{last}}}, {{model: a.st}}");
+    bench.refused(
+        &chain(40, &twice),
+        2,
+        &["each tensor would go through", "at most 1000", "write some results to files"],
+    );
+    bench.refused(&chain(2000, &once), 2, &["33 of them one after the other"]);
+    bench.merged(&chain(6, &twice), "")?;
+    bench.merged(&chain(32, &once), "")?;
+    Ok(())
+}
+
+#[test]
 fn shapes_that_differ_are_reported_together() -> Outcome {
     let bench = Bench::new()?;
     let wide = Model::new().f32("x", &[1.0, 2.0]).f32("y", &[1.0]).f32("only", &[1.0]);

@@ -619,3 +619,34 @@ fn a_dry_run_predicts_the_memory() -> Outcome {
     }
     Ok(())
 }
+
+#[test]
+fn empty_tensors_are_no_trouble_where_the_whole_model_is_measured() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    for (seed, name) in (1..).zip(["a", "b"]) {
+        let mut random = Random(seed);
+        let values: Vec<f64> = (0..262_200).map(|_| random.uniform() - 0.5).collect();
+        let model = Model::new().with("w", DType::F32, &[262_200], &values);
+        model.with("none", DType::F32, &[0, 5], &[]).write(path.join(format!("{name}.st")))?;
+    }
+    run(path, "merge a.st --base b.st --method ties -p density=0.5 -p global=1 -o out.st").ok();
+    assert_eq!(read(&path.join("out.st"))?.tensors["none"].shape, [0, 5]);
+    Ok(())
+}
+
+#[test]
+fn what_does_not_keep_to_the_memory_or_replaces_a_model_says_so() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    for (name, x) in [("a", 1.0), ("b", 2.0)] {
+        let values = vec![x; 4_000_000];
+        Model::new().with("w", DType::F32, &[4_000_000], &values).write(path.join(format!("{name}.st")))?;
+    }
+    let ran = run(path, "merge a.st --base b.st --method della -p density=0.5 --memory 32M -o a.st").ok();
+    assert!(ran.stderr.contains("more than the 32.0 MB of --memory"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("a.st is one of the models, and is replaced"), "{}", ran.stderr);
+    let ran = run(path, "merge a.st b.st --weights 1,0 --memory 32M -o c.st").ok();
+    assert!(ran.stderr.is_empty(), "{}", ran.stderr);
+    Ok(())
+}

@@ -120,7 +120,7 @@ impl Extraction {
             let parts = self.parts(&modified, &mut extracted);
             if !parts.iter().any(|(_, _, part)| matches!(part, Part::Product { .. })) {
                 return Err(Error::Recipe(
-                    "no weight with two dimensions changed, so there is nothing of low rank: write the task vector without --rank".to_owned(),
+                    "no tensor of two dimensions that is called `….weight` changed, so there is nothing of low rank: write the task vector without --rank".to_owned(),
                 ));
             }
             let specs: Vec<TensorSpec> =

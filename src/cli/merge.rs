@@ -222,6 +222,7 @@ impl Run for Merge {
         let target = Target { path, shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, &settings)?;
         remarks::of_output(&report, &plan, &target)?;
+        remarks::of_merge(&report, &plan, &target, predicted, &settings);
         if self.dry_run || self.output.is_none() {
             let text = || if self.dry_run { would(&plan, recipe.method, &target, predicted) } else { String::new() };
             report.answer(text, || document(&plan, recipe.method, &target, predicted, &formulas, None))?;

@@ -3,9 +3,10 @@
 use super::report::{Report, count, shortened};
 use crate::checkpoint::{Checkpoint, FORMATS, by_extension};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Bytes, Result};
 use crate::names;
-use crate::recipe::{Models, Operation, Plan, Planned, Target, scale_of};
+use crate::recipe::{Models, Operation, Plan, Planned, Prediction, Target, scale_of};
+use crate::stream::Settings;
 use std::collections::BTreeMap;
 
 /// The key of GGUF without which llama.cpp loads no model.
@@ -43,6 +44,20 @@ pub(super) fn of_output(report: &Report, plan: &Plan<'_>, target: &Target) -> Re
         ));
     }
     Ok(())
+}
+
+/// Of a run that takes more memory than it was asked to, or replaces one of its models.
+pub(super) fn of_merge(report: &Report, plan: &Plan<'_>, target: &Target, predicted: Prediction, settings: &Settings) {
+    if let Some(limit) = settings.memory.filter(|limit| *limit < predicted.memory.0) {
+        report.warn(&format!(
+            "this takes {} of memory, more than the {} of --memory: the method needs whole rows or tensors at once",
+            predicted.memory,
+            Bytes(limit)
+        ));
+    }
+    if plan.replaces_input(target) {
+        report.warn(&format!("{} is one of the models, and is replaced", target.path.display()));
+    }
 }
 
 /// Of a conversion.

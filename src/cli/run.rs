@@ -196,6 +196,7 @@ impl Run {
         let target = Target { path: path_out, shard_size: self.shard_size, format: None };
         let predicted = plan.predict(&target, settings)?;
         remarks::of_output(report, &plan, &target)?;
+        remarks::of_merge(report, &plan, &target, predicted, settings);
         let (mut cost, mut seconds) = (predicted, None);
         if writes {
             let start = Instant::now();

@@ -307,7 +307,10 @@ impl<'a> Data<'a> {
     pub(super) fn sample<T: Send>(&self, count: u64, visit: impl Fn(&mut Block<'_>) -> T + Sync) -> Result<Vec<T>> {
         let step = self.unit * (BLOCK / self.unit).max(1);
         let blocks = self.elements.div_ceil(step);
-        let wanted = (count / step).clamp(1, blocks.max(1));
+        if blocks == 0 {
+            return Ok(Vec::new());
+        }
+        let wanted = (count / step).clamp(1, blocks);
         let at = |index: u64| {
             let start = index * blocks / wanted * step;
             let range = start / self.block..self.elements.min(start + step) / self.block;

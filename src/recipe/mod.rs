@@ -321,6 +321,11 @@ impl Recipe {
                 return fail(format!("--blocks gives {parameter} of model {model}, but there are {count} models"));
             }
         }
+        let all_alike = self.blocks.iter().any(|given| given.parameter == levels::WEIGHT && given.model.is_none());
+        if about.weight == Weight::Share && count > 1 && all_alike {
+            let message = "--blocks weight=… gives all models the same weight: name one, as in weight:2=…, or merge one model into another by `--base A B --blocks weight=…`, which is A + w·(B − A)";
+            return fail(message.to_owned());
+        }
         let weighed = |model| {
             self.blocks
                 .iter()

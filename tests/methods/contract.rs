@@ -340,6 +340,8 @@ fn parameters_that_make_no_sense_are_refused() {
         ("multislerp", "eps", -1.0),
         ("karcher", "max_iter", -1.0),
         ("karcher", "max_iter", 1.5),
+        ("karcher", "max_iter", 1_000_000_000.0),
+        ("geometric-median", "maxiter", 1_000_000_000.0),
         ("karcher", "tol", -1.0),
         ("fisher", "epsilon", -1.0),
         ("della", "density", 0.9),

@@ -202,7 +202,7 @@ fn ranks_that_do_not_exist_end_the_search_too() -> Outcome {
 fn several_tensors_are_selected_from_as_one() -> Outcome {
     let mut random = Random(8);
     let method = method("linear");
-    let parts: Vec<Vec<f32>> = [5000, 1, 300_000, 77].map(|n| numbers(0, &mut random, n)).into();
+    let parts: Vec<Vec<f32>> = [5000, 0, 1, 300_000, 77].map(|n| numbers(0, &mut random, n)).into();
     let nodes: Vec<_> = parts
         .iter()
         .map(|part| {

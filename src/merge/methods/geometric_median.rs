@@ -65,16 +65,20 @@ fn median(gram: &Gram, smallest: f64, iterations: u64, tolerance: f64) -> Vec<f6
     coefficients
 }
 
+/// More than any merge needs would only keep one waiting.
+const MAX_ITERATIONS: f64 = 100_000.0;
+
 impl Method for GeometricMedian {
     fn about(&self) -> &About {
         &ABOUT
     }
 
     fn check(&self, terms: &Terms) -> Result<(), String> {
-        match terms.get("eps") > 0.0 {
-            true => Ok(()),
-            false => Err(format!("geometric-median needs an eps above 0, not {}", terms.get("eps"))),
+        let (eps, iterations) = (terms.get("eps"), terms.get("maxiter"));
+        if !(0.0..=MAX_ITERATIONS).contains(&iterations) {
+            return Err(format!("geometric-median needs a maxiter up to {MAX_ITERATIONS}, not {iterations}"));
         }
+        if eps > 0.0 { Ok(()) } else { Err(format!("geometric-median needs an eps above 0, not {eps}")) }
     }
 
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {

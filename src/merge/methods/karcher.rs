@@ -81,6 +81,9 @@ fn mean(gram: &Gram, steps: u64, tol: f64) -> Vec<f64> {
     point.iter().map(|c| scale * c).collect()
 }
 
+/// More steps than any merge needs would only keep one waiting.
+const MAX_STEPS: f64 = 100_000.0;
+
 impl Method for Karcher {
     fn about(&self) -> &About {
         &ABOUT
@@ -88,8 +91,8 @@ impl Method for Karcher {
 
     fn check(&self, terms: &Terms) -> Result<(), String> {
         let (steps, tol) = (terms.get("max_iter"), terms.get("tol"));
-        if steps < 0.0 || steps.fract() != 0.0 {
-            return Err(format!("karcher needs a whole number of steps as max_iter, not {steps}"));
+        if !(0.0..=MAX_STEPS).contains(&steps) || steps.fract() != 0.0 {
+            return Err(format!("karcher needs a whole number of steps up to {MAX_STEPS} as max_iter, not {steps}"));
         }
         if tol >= 0.0 { Ok(()) } else { Err(format!("karcher needs a tol of at least 0, not {tol}")) }
     }

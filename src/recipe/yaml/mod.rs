@@ -71,6 +71,7 @@ impl RecipeFile {
         let reader = Reader::new(path, options.lenient);
         let documents = trees.iter().map(|tree| reader.document(tree)).collect::<Result<Vec<_>>>()?;
         let (order, unused) = order(path, &documents)?;
+        check_trees(path, order.iter().filter_map(|&index| documents.get(index)))?;
         let last = order.last().and_then(|&index| documents.get(index));
         let method = last.ok_or_else(|| fail("holds no recipe".to_owned()))?.method;
         let presets = reader.used_presets.into_inner();
@@ -245,6 +246,37 @@ fn order(path: &Path, documents: &[Document]) -> Result<(Vec<usize>, Vec<String>
         document.place.error(path, format!("`{name}` is used by no other document and not merged")).to_string()
     });
     Ok((order, unused.collect()))
+}
+
+/// The most merges that a tensor may go through, in all and one after the other: each takes memory for every tensor.
+const MERGES: u64 = 1000;
+const DEPTH: u64 = 32;
+
+/// That no tensor takes too many merges, of documents in the order in which they can be planned. One that is used twice
+/// counts twice.
+fn check_trees<'d>(path: &Path, documents: impl Iterator<Item = &'d Document>) -> Result<()> {
+    let mut trees: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for document in documents {
+        let (mut merges, mut depth) = (1, 1);
+        for slice in document.modules.iter().flat_map(|module| &module.slices) {
+            let base = slice.base.iter().chain(&document.base).take(1);
+            let models = slice.sources.iter().map(|source| &source.model).chain(base);
+            let below = models.filter_map(|model| trees.get(model.text.as_str()));
+            let (all, deepest) =
+                below.fold((1u64, 1), |(all, deepest), tree| (all.saturating_add(tree.0), deepest.max(tree.1 + 1)));
+            (merges, depth) = (merges.max(all), depth.max(deepest));
+        }
+        if merges > MERGES || depth > DEPTH {
+            let message = format!(
+                "each tensor would go through {merges} merges, {depth} of them one after the other, as documents use each other's results; at most {MERGES} and {DEPTH} can be one run: write some results to files first"
+            );
+            return Err(document.place.error(path, message));
+        }
+        if let Some(name) = &document.name {
+            trees.insert(name, (merges, depth));
+        }
+    }
+    Ok(())
 }
 
 /// A model that a recipe names, open.
