@@ -288,7 +288,35 @@ fn a_merge_of_other_names_is_told_of_the_map() -> Outcome {
     Ok(())
 }
 
-/// kohya's names for modules of a part: `lora_unet_down_blocks_0_…`, or of the original UNet `lora_unet_input_blocks_1_…`.
+/// An adapter of rank 1 for modules, called as they are, of weights of these shapes.
+fn write_adapter(path: &Path, modules: &[(String, Vec<u64>)]) -> Outcome {
+    let part = |model: Model, (module, shape): &(String, Vec<u64>)| {
+        let (rows, columns) = (shape[0], shape[1]);
+        let up: Vec<f64> = (0..rows).map(|i| i as f64 + 1.0).collect();
+        let down: Vec<f64> = (0..columns).map(|i| 0.5 - i as f64).collect();
+        model
+            .with(&format!("{module}.lora_up.weight"), DType::F32, &[rows, 1], &up)
+            .with(&format!("{module}.lora_down.weight"), DType::F32, &[1, columns], &down)
+            .with(&format!("{module}.alpha"), DType::F32, &[], &[1.0])
+    };
+    assert!(modules.len() > 10, "{} has {} modules", path.display(), modules.len());
+    modules.iter().fold(Model::new(), part).write(path)?;
+    Ok(())
+}
+
+/// kohya's names of the linear modules of a part: `lora_unet_down_blocks_0_…` for `unet/down_blocks.0.…`.
+fn modules<'n>(
+    tensors: impl Iterator<Item = (&'n String, &'n Vec<u64>)>,
+    part: &str,
+    begin: &str,
+) -> Vec<(String, Vec<u64>)> {
+    let module = |(name, shape): (&String, &Vec<u64>)| {
+        let path = name.strip_prefix(part)?.strip_suffix(".weight")?;
+        (shape.len() == 2).then(|| (format!("{begin}_{}", path.replace('.', "_")), shape.clone()))
+    };
+    tensors.filter_map(module).collect()
+}
+
 #[test]
 fn adapters_fit_a_model_under_the_names_of_either_library() -> Outcome {
     let folder = tempdir()?;
@@ -297,36 +325,11 @@ fn adapters_fit_a_model_under_the_names_of_either_library() -> Outcome {
     write_pipeline(&path.join("pipe"), &numbered(&sides["diffusers"]), true)?;
     convert(path, "pipe single.safetensors --rename diffusers-to-sd").ok();
     let single = read(&path.join("single.safetensors"))?.tensors;
-
-    let adapter = |file: &str, modules: &[(String, Vec<u64>)]| -> Outcome {
-        let part = |model: Model, (module, shape): &(String, Vec<u64>)| {
-            let (rows, columns) = (shape[0], shape[1]);
-            let up: Vec<f64> = (0..rows).map(|i| i as f64 + 1.0).collect();
-            let down: Vec<f64> = (0..columns).map(|i| 0.5 - i as f64).collect();
-            model
-                .with(&format!("{module}.lora_up.weight"), DType::F32, &[rows, 1], &up)
-                .with(&format!("{module}.lora_down.weight"), DType::F32, &[1, columns], &down)
-                .with(&format!("{module}.alpha"), DType::F32, &[], &[1.0])
-        };
-        assert!(modules.len() > 10, "{file} has {} modules", modules.len());
-        modules.iter().fold(Model::new(), part).write(path.join(file))?;
-        Ok(())
-    };
-    let linear = |name: &str, shape: &[u64]| name.ends_with(".weight") && shape.len() == 2;
-    let flat = |name: &str| name.trim_end_matches(".weight").replace('.', "_");
-    let theirs = sides["diffusers"].iter().filter(|(name, (shape, _))| linear(name, shape));
-    let theirs = theirs.filter_map(|(name, (shape, _))| {
-        let rest = name.strip_prefix("unet/").map(|rest| ("lora_unet", rest));
-        let (begin, rest) = rest.or_else(|| Some(("lora_te", name.strip_prefix("text_encoder/")?)))?;
-        Some((format!("{begin}_{}", flat(rest)), shape.clone()))
-    });
-    adapter("theirs.st", &theirs.collect::<Vec<_>>())?;
-    let original = single.iter().filter(|(name, tensor)| linear(name, &tensor.shape));
-    let original = original.filter_map(|(name, tensor)| {
-        Some((format!("lora_unet_{}", flat(name.strip_prefix("model.diffusion_model.")?)), tensor.shape.clone()))
-    });
-    adapter("original.st", &original.collect::<Vec<_>>())?;
-
+    let theirs = || sides["diffusers"].iter().map(|(name, (shape, _))| (name, shape));
+    let unet = modules(theirs(), "unet/", "lora_unet");
+    write_adapter(&path.join("theirs.st"), &[unet, modules(theirs(), "text_encoder/", "lora_te")].concat())?;
+    let shapes = single.iter().map(|(name, tensor)| (name, &tensor.shape));
+    write_adapter(&path.join("original.st"), &modules(shapes, "model.diffusion_model.", "lora_unet"))?;
     for lora in ["theirs.st", "original.st"] {
         convert(path, &format!("pipe+{lora} baked")).ok();
         convert(path, &format!("single.safetensors+{lora} baked.safetensors")).ok();
@@ -336,5 +339,28 @@ fn adapters_fit_a_model_under_the_names_of_either_library() -> Outcome {
         let changed = here.iter().filter(|(name, tensor)| single[*name] != **tensor).count();
         assert!(changed > 10, "{lora} changes {changed} tensors");
     }
+    Ok(())
+}
+
+#[test]
+fn adapters_of_the_second_text_encoder_fit_a_pipeline() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    let sides = list("sdxl-small")?;
+    write_pipeline(&path.join("pipe"), &numbered(&sides["diffusers"]), true)?;
+    convert(path, "pipe single.safetensors --rename diffusers-to-sd").ok();
+    let single = read(&path.join("single.safetensors"))?.tensors;
+    let shapes = single.iter().map(|(name, tensor)| (name, &tensor.shape));
+    let theirs = || sides["diffusers"].iter().map(|(name, (shape, _))| (name, shape));
+    // As kohya's scripts write them: the UNet by its original names, the text encoders by those of their library.
+    let parts = [
+        modules(shapes, "model.diffusion_model.", "lora_unet"),
+        modules(theirs(), "text_encoder/", "lora_te1"),
+        modules(theirs(), "text_encoder_2/", "lora_te2"),
+    ];
+    write_adapter(&path.join("lora.st"), &parts.concat())?;
+    convert(path, "pipe+lora.st baked").ok();
+    let ran = convert(path, "single.safetensors+lora.st baked.safetensors");
+    ran.fails(1, &["lora_te2_", "apply it to the pipeline that `convert --rename sd-to-diffusers` makes of it"]);
     Ok(())
 }

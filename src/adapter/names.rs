@@ -132,6 +132,12 @@ fn flat(name: &str) -> Option<(&'static Component, &str)> {
     })
 }
 
+/// Whether a name is of a pipeline's second text encoder.
+pub(super) fn is_of_second_encoder(name: &str) -> bool {
+    let second = &COMPONENTS[2];
+    second.flat.iter().chain(second.dotted).any(|prefix| name.starts_with(prefix))
+}
+
 /// Whether a file is an adapter: it has parts of one, and no model's layers below it.
 pub(super) fn is_adapter<'n>(names: impl Iterator<Item = &'n str>) -> bool {
     let mut found = false;

@@ -321,9 +321,13 @@ impl<'r> Reader<'r> {
             )),
             Unplaced::LeaveOut => {}
             Unplaced::Error => mismatches.extend(self.lost.into_iter().map(|tensor| {
-                let problem = format!(
-                    "(in {adapter}) has no place in {base}: apply it to the model it is for; merge --missing skip leaves it out"
-                );
+                let remedy = if names::is_of_second_encoder(&tensor) {
+                    "a single file has q, k and v of this text encoder in one tensor, so apply it to the pipeline that `convert --rename sd-to-diffusers` makes of it"
+                } else {
+                    "apply it to the model it is for"
+                };
+                let problem =
+                    format!("(in {adapter}) has no place in {base}: {remedy}; merge --missing skip leaves it out");
                 Mismatch { tensor, problem }
             })),
         }
