@@ -96,7 +96,8 @@ struct Common {
     /// Keep the memory that tensor data takes, mapped pages included, below this
     ///
     /// 256M, 64MiB, … At least 32M are needed. The table of tensors comes on top: about 2 kB for each tensor, which
-    /// counts in files of hundreds of thousands of them. Without it, pages of inputs that are mapped stay until the system
+    /// counts in files of hundreds of thousands of them. What a merge method needs at once, whole rows or tensors, may be
+    /// more: a warning says so. Without it, pages of inputs that are mapped stay until the system
     /// wants them back, unless the inputs exceed half of the memory that is free.
     #[arg(long, global = true, value_name = "SIZE", value_parser = memory)]
     memory: Option<Bytes>,

@@ -46,17 +46,21 @@ impl Ranked {
         self.key.fill(start, &mut numbers);
         let mut factors = vec![0.0; change.len()];
         let mut row = Row::default();
+        // A row whose elements are apart, put together.
+        let (mut values, mut drawn, mut along) = (Vec::new(), Vec::new(), Vec::new());
         let slices = change.chunks(self.rows.unit()).zip(numbers.chunks(self.rows.unit()));
         for ((change, numbers), factors) in slices.zip(factors.chunks_mut(self.rows.unit())) {
             if stride == 1 {
                 self.row(&mut row, change, numbers, factors);
                 continue;
             }
-            let mut along = vec![0.0; self.rows.length];
+            along.resize(self.rows.length, 0.0);
             for offset in 0..stride {
-                let change: Vec<f32> = change[offset..].iter().step_by(stride).copied().collect();
-                let numbers: Vec<u32> = numbers[offset..].iter().step_by(stride).copied().collect();
-                self.row(&mut row, &change, &numbers, &mut along);
+                values.clear();
+                drawn.clear();
+                values.extend(change[offset..].iter().step_by(stride));
+                drawn.extend(numbers[offset..].iter().step_by(stride));
+                self.row(&mut row, &values, &drawn, &mut along);
                 factors[offset..].iter_mut().step_by(stride).zip(&along).for_each(|(to, from)| *to = *from);
             }
         }
