@@ -467,7 +467,7 @@ fn what_a_method_cannot_do_is_refused() -> Outcome {
     let message = refused(3, "euclidean-add-difference alpha=1.2")?;
     assert!(message.contains("from 0 to 1, not 1.2"), "{message}");
     let message = refused(2, "geometric-median eps=0")?;
-    assert!(message.contains("eps above 0"), "{message}");
+    assert!(message.contains("above 0, not 0"), "{message}");
     let with_nan = Model::new().with("x", DType::F32, &[2, 2], &[1.0, f64::NAN, 0.0, 1.0]);
     let eye = Model::new().with("x", DType::F32, &[2, 2], &[1.0, 0.0, 0.0, 1.0]);
     let written = Written::new(&[with_nan, eye])?;

@@ -1,5 +1,7 @@
 //! `ckptmerge run`: mergekit's own outputs, the grammar, recipes that use each other's results, batches.
 
+mod edges;
+
 use crate::model::{Model, Outcome, Random, Tensor, fixture, names_in, read, run, snapshot, write};
 use ckptmerge::dtype::DType;
 use ckptmerge::merge::METHODS;
@@ -112,6 +114,7 @@ fn merges_are_mergekits() -> Outcome {
         "modules",
         "multi",
         "task_arithmetic_lora",
+        "heads",
     ] {
         compare(stem)?;
     }

@@ -5,9 +5,10 @@
 use crate::merge::{merge, settings};
 use crate::model::{Model, Outcome, Ran, Random, binary, fixture, names_in, read, run, snapshot, write};
 use ckptmerge::dtype::DType;
+use ckptmerge::merge::{Input, Node, Terms};
 use ckptmerge::recipe::{Models, Plan, Recipe, Target};
-use ckptmerge::stream::Control;
-use ckptmerge::{Error, IoMode};
+use ckptmerge::stream::{Control, Settings};
+use ckptmerge::{Checkpoint, Error, IoMode};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
@@ -338,7 +339,7 @@ fn a_model_that_is_written_to_meanwhile_is_noticed() -> Outcome {
 fn statistics_of_a_model_that_is_cut_short_are_refused() -> Outcome {
     let folder = tempdir()?;
     let path = large(1, 8).write(folder.path().join("a.st"))?;
-    let model = ckptmerge::Checkpoint::open_with(&path, &IoMode::Mmap.into())?;
+    let model = Checkpoint::open_with(&path, &IoMode::Mmap.into())?;
     let views: Vec<_> = model.tensors().iter().map(|tensor| model.view(tensor)).collect();
     OpenOptions::new().write(true).open(&path)?.set_len(1_000_000)?;
     let stats = ckptmerge::analysis::stats(&views, &settings(), Control::none());
@@ -648,5 +649,27 @@ fn what_does_not_keep_to_the_memory_or_replaces_a_model_says_so() -> Outcome {
     assert!(ran.stderr.contains("a.st is one of the models, and is replaced"), "{}", ran.stderr);
     let ran = run(path, "merge a.st b.st --weights 1,0 --memory 32M -o c.st").ok();
     assert!(ran.stderr.is_empty(), "{}", ran.stderr);
+    Ok(())
+}
+
+#[test]
+fn a_stop_does_not_wait_for_work_apart() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path().join("a.st");
+    Model::new().f32("w", &[1.0, 2.0]).write(&path)?;
+    let model = Checkpoint::open(&path)?;
+    let view = model.get("w").ok_or("it is there")?;
+    let method = ckptmerge::merge::method("linear")?;
+    let terms = Terms::new(method.about(), "w", &[2], 1, false);
+    let node = Node { method, terms, inputs: vec![Input::Tensor(view)] };
+    let cancel = AtomicBool::new(false);
+    let data = node.data(&Settings::default(), Control { progress: &|_| {}, cancel: &cancel })?;
+    assert_eq!(data.apart(|| 7)?, 7);
+    // Work that would never end by itself.
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+    let stopped = data.apart(move || released.recv().is_err());
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+    drop(release);
     Ok(())
 }

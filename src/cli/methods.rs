@@ -1,7 +1,7 @@
 //! `ckptmerge methods`
 
 use super::{Common, Run};
-use crate::merge::{About, Base, METHODS, Method, Scope};
+use crate::merge::{About, Allowed, Base, METHODS, Method, Scope};
 use clap::Args;
 use serde_json::json;
 use std::process::ExitCode;
@@ -34,7 +34,11 @@ impl Run for Methods {
                         small if small != 0.0 && small.abs() < 1e-4 => format!("{small:e}"),
                         default => default.to_string(),
                     };
-                    text += &format!("    -p {}={default}: {}{each}\n", parameter.name, parameter.about);
+                    let allowed = match parameter.allowed {
+                        Allowed::Any => String::new(),
+                        allowed => format!("; {allowed}"),
+                    };
+                    text += &format!("    -p {}={default}: {}{allowed}{each}\n", parameter.name, parameter.about);
                 }
                 text
             };
@@ -48,7 +52,8 @@ impl Run for Methods {
                     .iter()
                     .map(|p| {
                         let per_model = p.scope == Scope::PerModel;
-                        json!({"name": p.name, "default": p.default, "per_model": per_model, "about": p.about})
+                        let allowed = p.allowed.to_string();
+                        json!({"name": p.name, "default": p.default, "allowed": allowed, "per_model": per_model, "about": p.about})
                     })
                     .collect();
                 json!({

@@ -2,7 +2,7 @@
 
 use super::merge::{document, done, explained, would};
 use super::report::{Report, count, print, say, shortened, table};
-use super::{Common, remarks, shard_size};
+use super::{Common, remarks, said_of, shard_size};
 use crate::error::{Bytes, Error};
 use crate::recipe::{Options, Plan, RecipeFile, Target};
 use crate::stream::Settings;
@@ -102,8 +102,9 @@ impl super::Run for Run {
                     return Err(error);
                 }
                 Err(error) => {
-                    let message = format!("{error:#}");
-                    say(&format!("error: {name}: {message}"));
+                    let message = said_of(&error);
+                    let whose = if names(&message, &name) { String::new() } else { format!("{name}: ") };
+                    say(&format!("error: {whose}{message}"));
                     failed += 1;
                     rows.push(vec![name.clone(), "failed".to_owned()]);
                     documents.push(json!({"recipe": name, "error": message}));
@@ -221,6 +222,12 @@ impl Run {
             json,
         })
     }
+}
+
+/// Whether a message names a file itself: at its begin, at that of a line, or as a word.
+fn names(message: &str, file: &str) -> bool {
+    let at_begin = |text: &str| text.strip_prefix(file).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
+    message.lines().any(|line| at_begin(line.trim_start())) || message.split_whitespace().any(at_begin)
 }
 
 /// Where an output goes.

@@ -5,10 +5,13 @@
 use super::node::{Scratch, Source, common_multiple};
 use crate::checkpoint::TensorView;
 use crate::dtype::vector;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::stream::Scan;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 /// Elements that are computed at a time: few enough that those of several inputs stay in the first-level cache, with the
 /// bytes of the next that are on their way. 1024 were 5 % slower, 2048 were 15 %.
@@ -16,6 +19,9 @@ pub(super) const BLOCK: u64 = 512;
 
 /// Elements per tile of a pass that sums; fixed, so that sums are.
 const TILE: u64 = 1 << 17;
+
+/// How often what waits for work apart looks whether it is to stop.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Tiles in work at a time, for each thread, whose results may be as large as a tile.
 const LARGE_RESULTS: usize = 4;
@@ -176,6 +182,33 @@ impl<'a> Data<'a> {
     #[must_use]
     pub fn models(&self) -> usize {
         self.sources.len() - usize::from(self.has_base)
+    }
+
+    /// Does what takes long and reads nothing on a thread of its own, so that a stop need not wait for it: what is left
+    /// undone then goes on until it ends, and nothing comes of it.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] if the run is to stop; [`Error::Recipe`] if the system has no thread left.
+    ///
+    /// # Panics
+    /// If the work does.
+    pub fn apart<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        let (done, result) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new().name("apart".to_owned()).spawn(move || {
+            // Nobody waits for it behind a stop.
+            let _ = done.send(work());
+        });
+        let thread = thread.map_err(|error| Error::Recipe(format!("cannot start a thread: {error}")))?;
+        loop {
+            match result.recv_timeout(POLL) {
+                Ok(result) => return Ok(result),
+                Err(RecvTimeoutError::Timeout) => self.scan.check()?,
+                Err(RecvTimeoutError::Disconnected) => match thread.join() {
+                    Err(panic) => std::panic::resume_unwind(panic),
+                    Ok(()) => return Err(Error::Interrupted),
+                },
+            }
+        }
     }
 
     /// Passes over all elements in tiles of about `size`, folding each tile's blocks into something that `start`

@@ -28,7 +28,7 @@ pub use node::{Generator, Input, Node, Program};
 pub use random::{Key, threshold};
 pub use scale::ScaleKernel;
 pub use select::select;
-pub use terms::{Parameter, Scope, Terms};
+pub use terms::{Allowed, Parameter, Scope, Terms};
 
 use crate::error::{Error, Result};
 

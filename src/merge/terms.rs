@@ -1,6 +1,7 @@
 //! What a method solves from beside the data: weights, parameters, and which tensor it is.
 
 use super::About;
+use std::fmt;
 
 /// A named number that a method takes.
 #[derive(Clone, Copy, Debug)]
@@ -11,8 +12,56 @@ pub struct Parameter {
     pub default: f64,
     /// Whether every model may have its own.
     pub scope: Scope,
+    /// Which values make sense.
+    pub allowed: Allowed,
     /// What it does.
     pub about: &'static str,
+}
+
+/// The values that a parameter may have, all of them finite.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Allowed {
+    /// All.
+    Any,
+    /// 0 or 1.
+    Switch,
+    /// Whole numbers from 0 to this.
+    Whole(u32),
+    /// These and what is between them.
+    Between(f64, f64),
+    /// This and what is greater.
+    AtLeast(f64),
+    /// What is greater.
+    Above(f64),
+}
+
+impl Allowed {
+    /// Whether a value is one of them.
+    #[must_use]
+    pub fn has(self, value: f64) -> bool {
+        (value as f32).is_finite()
+            && match self {
+                Self::Any => true,
+                Self::Switch => value == 0.0 || value == 1.0,
+                Self::Whole(most) => value.fract() == 0.0 && (0.0..=f64::from(most)).contains(&value),
+                Self::Between(least, most) => (least..=most).contains(&value),
+                Self::AtLeast(least) => value >= least,
+                Self::Above(bound) => value > bound,
+            }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("a finite number of 32 bits"),
+            Self::Switch => f.write_str("0 or 1"),
+            Self::Whole(most) => write!(f, "a whole number from 0 to {most}"),
+            Self::Between(least, most) => write!(f, "from {least} to {most}"),
+            Self::AtLeast(least) => write!(f, "at least {least}"),
+            Self::Above(bound) => write!(f, "above {bound}"),
+        }
+    }
 }
 
 /// Whose a parameter is.
@@ -28,13 +77,31 @@ impl Parameter {
     /// One for the tensor.
     #[must_use]
     pub const fn shared(name: &'static str, default: f64, about: &'static str) -> Self {
-        Self { name, default, scope: Scope::Shared, about }
+        Self { name, default, scope: Scope::Shared, allowed: Allowed::Any, about }
     }
 
     /// One for each model.
     #[must_use]
     pub const fn per_model(name: &'static str, default: f64, about: &'static str) -> Self {
-        Self { name, default, scope: Scope::PerModel, about }
+        Self { name, default, scope: Scope::PerModel, allowed: Allowed::Any, about }
+    }
+
+    /// The same, but with such values only.
+    #[must_use]
+    pub const fn within(self, allowed: Allowed) -> Self {
+        Self { allowed, ..self }
+    }
+
+    /// What is wrong with a value for a method, if anything is.
+    ///
+    /// # Errors
+    /// A message that names method, parameter, value and what is allowed.
+    pub fn check(&self, method: &About, value: f64) -> Result<(), String> {
+        if self.allowed.has(value) {
+            return Ok(());
+        }
+        let article = if self.name.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        Err(format!("{} takes {article} {} that is {}, not {value}", method.name, self.name, self.allowed))
     }
 }
 

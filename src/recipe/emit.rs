@@ -3,7 +3,7 @@
 use super::files::{Files, OutputFile, Slot};
 use super::plan::scale_of;
 use super::survey::Surveys;
-use super::{Operation, Plan, Planned};
+use super::{Operation, Plan, Planned, tied};
 use crate::checkpoint::{self, FORMATS, Layout, Part, TensorView, by_extension, is_weights};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error, Result};
@@ -239,7 +239,7 @@ impl Plan<'_> {
     }
 
     /// A model's `config.json` with what is now another: the type of its tensors, if it names one, how many layers and
-    /// tokens there are, and whether weights are quantized.
+    /// tokens there are, whether weights are quantized, and whether the head is tied.
     fn config_of_merged(&self, source: &Path, relative: &Path) -> Option<String> {
         let part = self.part_of_config(relative)?;
         let blended = |t: &&Planned<'_>| {
@@ -250,6 +250,10 @@ impl Plan<'_> {
         // A configuration that cannot be read is copied as it is.
         let mut config = checkpoint::read_json(source).ok()?;
         let mut changed = self.beside.update(&mut config);
+        let own = self.tensors.iter().filter(|t| t.part == part && !matches!(t.operation, Operation::Alias(_)));
+        if tied::unties(own.map(|tensor| tensor.name.as_str()), self.frame) {
+            changed |= tied::untie(&mut config);
+        }
         if self.is_dequantized(part)
             && let Value::Object(entries) = &mut config
         {

@@ -64,6 +64,16 @@ impl Levels {
         self.inputs.iter().chain(&self.shared).any(|level| has_blocks(level))
     }
 
+    /// The gradients that a tensor of this name has, each with its first value.
+    pub(super) fn gradients<'l>(&'l self, name: &'l str) -> impl Iterator<Item = (&'l str, f64)> {
+        let settings = self.inputs.iter().chain(&self.shared).flat_map(|level| level.iter());
+        settings.filter_map(move |(parameter, setting)| {
+            let values = setting.anchors(name)?.values.as_slice();
+            let (first, rest) = values.split_first()?;
+            rest.iter().any(|value| value != first).then_some((parameter.as_str(), *first))
+        })
+    }
+
     fn of_input(&self, parameter: &str, input: usize, at: &Where<'_>) -> Option<f64> {
         let name = at.inputs.get(input).map_or(at.output, String::as_str);
         let own = self.inputs.get(input).into_iter().chain(&self.shared);

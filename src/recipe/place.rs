@@ -88,7 +88,12 @@ impl Setting {
     /// The value for a tensor; none if no rule is for it.
     #[must_use]
     pub fn at(&self, name: &str, place: f64) -> Option<f64> {
-        self.rules.iter().find(|(filter, _)| filter.lets_through(name)).and_then(|(_, anchors)| anchors.at(place))
+        self.anchors(name).and_then(|anchors| anchors.at(place))
+    }
+
+    /// The values that the first rule which is for a tensor spreads over the layers.
+    pub(super) fn anchors(&self, name: &str) -> Option<&Anchors> {
+        self.rules.iter().find(|(filter, _)| filter.lets_through(name)).map(|(_, anchors)| anchors)
     }
 
     /// All numbers in it.
@@ -117,7 +122,13 @@ pub struct Layers {
     prefix: String,
     /// How many there are.
     count: u64,
+    /// The same of other stacks of layers, such as those of an encoder.
+    others: BTreeMap<String, u64>,
 }
+
+/// What a stack is called, last in what comes before its numbers, if its layers follow each other. Other numbers may be
+/// those of parts that are in no row, such as the two matrices of a projector.
+const STACKS: [&str; 5] = ["layers", "layer", "blocks", "block", "h"];
 
 impl Layers {
     /// Of the model that has tensors of these names.
@@ -132,7 +143,17 @@ impl Layers {
         // The first of equals, as names sort.
         let most = tensors.iter().max_by_key(|(prefix, count)| (**count, std::cmp::Reverse(**prefix)));
         let Some((prefix, _)) = most else { return Self::default() };
-        Self { prefix: (*prefix).to_owned(), count: numbers[prefix].last().map_or(0, |last| last + 1) }
+        let is_stack = |prefix: &str| {
+            let name = prefix.trim_end_matches('.').rsplit(['.', '/']).next();
+            name.is_some_and(|name| STACKS.contains(&name))
+        };
+        let counts = numbers.iter().map(|(prefix, numbers)| (*prefix, numbers.last().map_or(0, |last| last + 1)));
+        let others = counts.clone().filter(|(other, _)| other != prefix && is_stack(other));
+        Self {
+            prefix: (*prefix).to_owned(),
+            count: counts.clone().find(|(other, _)| other == prefix).map_or(0, |(_, count)| count),
+            others: others.map(|(prefix, count)| (prefix.to_owned(), count)).collect(),
+        }
     }
 
     /// How many layers there are.
@@ -159,15 +180,28 @@ impl Layers {
         split(name).filter(|(prefix, ..)| *prefix == self.prefix)
     }
 
-    /// Where a tensor is, from 0, the first layer, to 1, the last; 0 for what is in no layer, and 1 for an only layer.
+    /// Where a tensor is in its stack, from 0, the first layer, to 1, the last; 0 for what is in no layer, and 1 for an
+    /// only layer.
     #[must_use]
     pub fn place(&self, name: &str) -> f64 {
-        match (self.layer(name), self.count) {
-            (None, _) => 0.0,
-            (Some(_), 0 | 1) => 1.0,
-            (Some((_, layer, _)), count) => layer as f64 / (count - 1) as f64,
+        let Some((prefix, layer, _)) = split(name) else { return 0.0 };
+        match if prefix == self.prefix { Some(&self.count) } else { self.others.get(prefix) } {
+            None => 0.0,
+            Some(0 | 1) => 1.0,
+            Some(count) => layer as f64 / (count - 1) as f64,
         }
     }
+
+    /// What comes before the number of a tensor that is numbered, but in none of the stacks.
+    #[must_use]
+    pub fn loose<'n>(&self, name: &'n str) -> Option<&'n str> {
+        stack_of(name).filter(|prefix| *prefix != self.prefix && !self.others.contains_key(*prefix))
+    }
+}
+
+/// What comes before the number of a tensor that is numbered.
+pub(super) fn stack_of(name: &str) -> Option<&str> {
+    split(name).map(|(prefix, ..)| prefix)
 }
 
 /// A name as what is before its first number, the number, and what is behind it: `model.layers.`, 3, `.mlp.weight`.
@@ -207,6 +241,19 @@ mod tests {
             ["model.layers.1.a", "model.layers.2.b", "other.0.x", "x"].map(|n| layers.place(n)).into();
         assert_eq!(places, [0.5, 1.0, 0.0, 0.0]);
         assert_eq!(Layers::of(["h.0.w"]).place("h.0.w"), 1.0);
+    }
+
+    #[test]
+    fn each_stack_has_its_own_first_and_last_layer() {
+        let mut names: Vec<String> = (0..5).map(|layer| format!("text.layers.{layer}.w")).collect();
+        names.extend((0..3).map(|layer| format!("vision.blocks.{layer}.w")));
+        names.extend(["projector.0.w", "projector.2.w"].map(str::to_owned));
+        let layers = Layers::of(names.iter().map(String::as_str));
+        assert_eq!(layers.count(), 5);
+        let places = ["text.layers.1.w", "vision.blocks.1.w", "vision.blocks.2.w", "projector.2.w"];
+        assert_eq!(places.map(|name| layers.place(name)), [0.25, 0.5, 1.0, 0.0]);
+        let loose = places.map(|name| layers.loose(name));
+        assert_eq!(loose, [None, None, None, Some("projector.")]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::beside::Beside;
 use super::planner::{self, Made, Making, Module, Slice, Source};
 use super::supply::Supply;
-use super::{Models, Recipe};
+use super::{Models, Recipe, tied};
 use crate::checkpoint::{Checkpoint, Layout, Tensor, TensorView};
 use crate::dtype::{DType, Kind, Simd};
 use crate::error::{Error, Mismatch, Result};
@@ -119,20 +119,23 @@ impl<'a> Plan<'a> {
     /// [`Error::Recipe`] if the recipe contradicts itself, [`Error::Mismatch`] with everything that does not fit.
     pub fn new(recipe: &Recipe, models: &'a Models, settings: &Settings, control: Control<'_>) -> Result<Self> {
         recipe.check(models)?;
-        let source = |(index, (model, label)): (usize, (&'a Checkpoint, &String))| Source {
-            supply: Rc::new(Supply::of(label, model, models.adapters(index))),
-            levels: Rc::default(),
-            layers: None,
+        let mut notes = Vec::new();
+        let supply = |(index, (model, label)): (usize, (&'a Checkpoint, &String))| {
+            Rc::new(Supply::of(label, model, models.adapters(index)))
         };
-        let sources = models.all().zip(models.labels()).enumerate().map(source).collect();
+        let supplies: Vec<Rc<Supply<'a>>> = models.all().zip(models.labels()).enumerate().map(supply).collect();
+        let supplies = tied::complete(&supplies, &mut notes);
+        let sources = supplies.into_iter().map(|supply| Source { supply, levels: Rc::default(), layers: None });
+        let sources = sources.collect();
         let base = models.base.is_some().then_some(models.tuned.len());
         let mut slice = Slice::new(recipe.method, sources, base, Vec::new());
         slice.set_levels(|index| Rc::new(recipe.levels(index)), vec![Rc::new(recipe.shared_levels())]);
-        let (rules, mut notes) = (recipe.rules(), Vec::new());
-        slice.place_blocks(|name| rules.merges(name), &mut notes).map_err(Error::Recipe)?;
+        let rules = recipe.rules();
+        slice.place_blocks(|name| rules.selection.takes(name), &mut notes).map_err(Error::Recipe)?;
         slice.companions = models.accompanied().map(|(model, label)| Rc::new(Supply::plain(label, model))).collect();
         let module = Module { prefix: String::new(), slices: vec![slice] };
         let planned = planner::plan(&rules, &[module]);
+        notes.extend(planned.notes);
         if !planned.mismatches.is_empty() {
             return Err(Error::Mismatch(planned.mismatches));
         }

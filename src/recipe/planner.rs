@@ -6,16 +6,16 @@
 
 use super::blocks::ModelBlocks;
 use super::levels::{Lacking, Levels, Settings, Where};
+use super::place::stack_of;
 use super::plan::{Kept, MustBeEqual, scale_of, stored_type};
 use super::supply::{Given, Supply};
 use super::tokens::is_by_token;
-use super::{Layers, Missing, is_before_layers};
+use super::{Layers, Missing, Selection, is_before_layers};
 use crate::checkpoint::Checkpoint;
 use crate::dtype::DType;
 use crate::error::Mismatch;
 use crate::merge::{Base, Input, Method, Node, Terms};
-use regex::Regex;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -31,19 +31,11 @@ pub(super) struct Rules {
     pub(super) missing_option: &'static str,
     pub(super) seed: u64,
     pub(super) dtype: Option<DType>,
-    pub(super) include: Vec<Regex>,
-    pub(super) exclude: Vec<Regex>,
+    /// Which tensors take part; others are copied as they are.
+    pub(super) selection: Selection,
     pub(super) missing: Missing,
     /// Which merge of the run it is.
     pub(super) group: usize,
-}
-
-impl Rules {
-    /// Whether a tensor takes part, or is copied as it is.
-    pub(super) fn merges(&self, name: &str) -> bool {
-        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
-    }
 }
 
 /// A part of a model, by the prefix of its names, and the slices it is made of.
@@ -176,6 +168,8 @@ pub(super) struct Planned<'a> {
     pub(super) kept: Vec<Kept>,
     pub(super) mismatches: Vec<Mismatch>,
     pub(super) compare: Vec<MustBeEqual<'a>>,
+    /// What is to be said of how the recipe was understood.
+    pub(super) notes: Vec<String>,
 }
 
 impl<'a> Planned<'a> {
@@ -244,6 +238,7 @@ pub(super) fn plan<'a>(rules: &Rules, modules: &[Module<'a>]) -> Planned<'a> {
             }
             slices => planner.layered(slices, &layers, &of_module),
         };
+        planner.planned.notes.extend(beside_layers(rules, &layers, &all));
         for sought in &all {
             // A tie stays where both tensors are made of the same inputs.
             let tied = |target: &str| match sought.side {
@@ -267,6 +262,38 @@ fn distinct<'s>(slice: &'s Slice<'_>) -> impl Iterator<Item = &'s str> {
     let mut seen = HashSet::new();
     let supplies = std::iter::once(slice.reference()).chain(&slice.inputs);
     supplies.flat_map(|supply| supply.names()).filter(move |name| seen.insert(*name))
+}
+
+/// What is to be said of numbered tensors that gradients do not follow.
+fn beside_layers(rules: &Rules, layers: &Layers, all: &[Sought<'_, '_>]) -> Option<String> {
+    /// More stacks than this are not named.
+    const NAMED: usize = 6;
+    let (mut stacks, mut values) = (BTreeSet::new(), BTreeSet::new());
+    for sought in all.iter().filter(|sought| rules.selection.takes(&sought.output)) {
+        let stack = match sought.side {
+            Side::Whole => layers.loose(&sought.output),
+            Side::Before | Side::Behind => stack_of(&sought.output),
+            Side::Inside => None,
+        };
+        let Some(stack) = stack else { continue };
+        let mut gradients = sought.slice.levels.gradients(&sought.output).peekable();
+        if gradients.peek().is_some() {
+            stacks.insert(stack);
+            values.extend(gradients.map(|(parameter, value)| format!("{parameter} {value}")));
+        }
+    }
+    if stacks.is_empty() {
+        return None;
+    }
+    let more = stacks.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let named: Vec<String> = stacks.into_iter().take(NAMED).map(|stack| format!("`{stack}`")).collect();
+    let (named, values) = (named.join(", "), values.into_iter().collect::<Vec<_>>().join(", "));
+    let followed = layers.name(0, "");
+    let followed = followed.trim_end_matches('0');
+    Some(format!(
+        "gradients follow the layers of `{followed}`; tensors that are numbered behind {named}{more} have the first value: {values}"
+    ))
 }
 
 struct Planner<'r, 'a> {
@@ -360,11 +387,11 @@ impl<'a> Planner<'_, 'a> {
         let found: Vec<Option<&Given<'a>>> =
             slice.inputs.iter().zip(&sought.inputs).map(|(input, name)| input.get(name)).collect();
         let reference = found.get(slice.reference).copied().flatten();
-        if !rules.merges(name) {
+        if !rules.selection.takes(name) {
             let Some(given) = reference else { return self.leave_out(name) };
             // Two tied tensors that both stay as they are stay tied.
             return Some(match &given.alias_of {
-                Some(target) if !rules.merges(target) && tied(target) => {
+                Some(target) if !rules.selection.takes(target) && tied(target) => {
                     made(name, given, Making::Tied(target.clone()))
                 }
                 _ => made(name, given, Making::From(given.input.clone())),
@@ -404,7 +431,7 @@ impl<'a> Planner<'_, 'a> {
         }
         // Tied everywhere to the same tensor, which is merged as well: still tied.
         if let Some(target) = &own.alias_of
-            && rules.merges(target)
+            && rules.selection.takes(target)
             && tied(target)
             && given.iter().all(|given| given.alias_of.as_ref() == Some(target))
         {
@@ -452,6 +479,13 @@ impl<'a> Planner<'_, 'a> {
         }
         if terms.normalize && !slice.has_base && terms.weights.iter().sum::<f64>() == 0.0 {
             return self.mismatch(name, "has weights that add up to 0, so they cannot be normalized".to_owned());
+        }
+        // A gradient of whole numbers may have others between them.
+        let values = method.about().parameters.iter().zip(&terms.parameters);
+        let mut values =
+            values.flat_map(|(parameter, (_, values))| values.iter().map(move |value| (parameter, *value)));
+        if let Err(problem) = values.try_for_each(|(parameter, value)| parameter.check(method.about(), value)) {
+            return self.mismatch(name, problem);
         }
         if let Err(problem) = method.check(&terms) {
             return self.mismatch(name, problem);

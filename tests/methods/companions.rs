@@ -101,3 +101,34 @@ fn negative_diagonals_are_refused() -> Outcome {
     assert!(!out.exists());
     Ok(())
 }
+
+#[test]
+fn importances_of_any_size_are_weighed() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    let most = f64::from(f32::MAX);
+    for (name, x) in [
+        ("a.st", [1.0, 1000.0, 1.0, 1.0, 4.0]),
+        ("b.st", [2.0, 3000.0, 1.0, 2.0, 8.0]),
+        ("c.st", [6.0, 2000.0, 1.0, 3.0, 0.0]),
+    ] {
+        Model::new().f32("w", &x).write(path.join(name))?;
+    }
+    for (name, x) in [
+        ("fa.st", [most, 1e37, most, 1e-15, 1e38]),
+        ("fb.st", [most, 3e37, most, 1e-15, 1e-10]),
+        ("fc.st", [most, 0.0, 1e-30, 2e-15, 0.0]),
+    ] {
+        Model::new().f32("w", &x).write(path.join(name))?;
+    }
+    let companions = "--companion fa.st --companion fb.st --companion fc.st";
+    for weights in ["1,1,1", "1e30,1e30,1e30"] {
+        run(path, &format!("merge a.st b.st c.st --method fisher {companions} --weights {weights} -o out.safetensors"))
+            .ok();
+        let values = read(&path.join("out.safetensors"))?.values("w");
+        for (value, expected) in values.iter().zip([3.0, 2500.0, 1.0, 2.25, 4.0]) {
+            assert!((value - expected).abs() <= 1e-6 * expected, "{values:?}");
+        }
+    }
+    Ok(())
+}

@@ -12,9 +12,12 @@ use std::path::PathBuf;
 use tempfile::tempdir;
 
 /// Cases in which we do otherwise, and why.
-const DEVIATIONS: [(&str, Ours, &str); 9] = [
+const DEVIATIONS: [(&str, Ours, &str); 12] = [
     ("linear_zero_sum", Ours::Refuses, "weights that add up to 0 cannot be normalized; mergekit divides by 0"),
     ("multislerp_zero_sum", Ours::Refuses, "weights that add up to 0 cannot be normalized; mergekit divides by 0"),
+    ("ties_1.5", Ours::Refuses, "a share is not above 1; mergekit takes it for 1"),
+    ("ties_negative_density", Ours::Refuses, "a share is not below 0; mergekit takes it for 0"),
+    ("nearswap_negative", Ours::Refuses, "a distance is not below 0; mergekit gives the base"),
     ("task_arithmetic_only_base", Ours::Refuses, "a merge of no models is a slip"),
     ("linear_base_without_weight", Ours::Merges, "weights have defaults"),
     ("linear_no_weight", Ours::Merges, "weights have defaults"),

@@ -6,7 +6,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Blend, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Blend, Block, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct AddDifference;
@@ -22,7 +22,8 @@ const ABOUT: About = About {
     normalizes: false,
     parameters: &[
         Parameter::shared("alpha", 1.0, "scales the difference"),
-        Parameter::shared("clamp_to_ab", 0.0, "1 keeps each element between those of the two models"),
+        Parameter::shared("clamp_to_ab", 0.0, "1 keeps each element between those of the two models")
+            .within(Allowed::Switch),
     ],
 };
 

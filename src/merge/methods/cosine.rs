@@ -16,7 +16,7 @@
 
 use crate::dtype::vector;
 use crate::error::{Error, Result};
-use crate::merge::{About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// A row of the table.
 #[derive(Debug)]
@@ -29,7 +29,8 @@ pub(super) struct Cosine {
 const fn row(name: &'static str, what: &'static str, formula: &'static str, favours_columns: bool) -> Cosine {
     const PARAMETERS: &[Parameter] = &[
         Parameter::shared("alpha", 0.0, "moves all toward the second model"),
-        Parameter::shared("rescale", 1.0, "0 takes cosines as they are, not spread over 0 to 1 by the whole model's"),
+        Parameter::shared("rescale", 1.0, "0 takes cosines as they are, not spread over 0 to 1 by the whole model's")
+            .within(Allowed::Switch),
     ];
     let source = "https://github.com/hako-mikan/sd-webui-supermerger";
     let (base, weight) = (Base::None, Weight::Unused);

@@ -6,7 +6,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct EuclideanAddDifference;
@@ -20,18 +20,13 @@ const ABOUT: About = About {
     models: (2, 2),
     weight: Weight::Unused,
     normalizes: false,
-    parameters: &[Parameter::shared("alpha", 0.5, "how much of the second model's change, from 0 to 1")],
+    parameters: &[Parameter::shared("alpha", 0.5, "how much of the second model's change, from 0 to 1")
+        .within(Allowed::Between(0.0, 1.0))],
 };
 
 impl Method for EuclideanAddDifference {
     fn about(&self) -> &About {
         &ABOUT
-    }
-
-    fn check(&self, terms: &Terms) -> Result<(), String> {
-        let alpha = terms.get("alpha");
-        let problem = || format!("euclidean-add-difference needs an alpha from 0 to 1, not {alpha}");
-        (0.0..=1.0).contains(&alpha).then_some(()).ok_or_else(problem)
     }
 
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {

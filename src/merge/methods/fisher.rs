@@ -10,7 +10,7 @@
 
 use crate::dtype::vector;
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{ANY, About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Fisher;
@@ -24,7 +24,8 @@ const ABOUT: About = About {
     models: (1, ANY),
     weight: Weight::One,
     normalizes: false,
-    parameters: &[Parameter::shared("epsilon", 1e-20, "where Σ wᵢ·Fᵢ is below this, the models are averaged plainly")],
+    parameters: &[Parameter::shared("epsilon", 1e-20, "where Σ wᵢ·Fᵢ is below this, the models are averaged plainly")
+        .within(Allowed::Above(0.0))],
 };
 
 impl Method for Fisher {
@@ -37,11 +38,11 @@ impl Method for Fisher {
     }
 
     fn check(&self, terms: &Terms) -> Result<(), String> {
-        let (weights, epsilon) = (&terms.weights, terms.get("epsilon"));
+        let weights = &terms.weights;
         if weights.iter().any(|weight| *weight < 0.0) || weights.iter().sum::<f64>() <= 0.0 {
             return Err("fisher needs weights that are not negative, and one above 0".to_owned());
         }
-        if epsilon > 0.0 { Ok(()) } else { Err(format!("fisher needs an epsilon above 0, not {epsilon}")) }
+        Ok(())
     }
 
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
@@ -58,19 +59,23 @@ impl Method for Fisher {
             );
             return Err(Error::Mismatch(vec![Mismatch { tensor: terms.tensor.clone(), problem }]));
         }
-        let epsilon = terms.get("epsilon") as f32;
+        // Weights that add up to a half: their sum with any importances is a number of F32 as these are.
+        let epsilon = ((terms.get("epsilon") / 2.0) as f32).max(f32::MIN_POSITIVE);
         let sum: f64 = terms.weights.iter().sum();
-        let weights: Vec<f32> = terms.weights.iter().map(|weight| (weight / sum) as f32).collect();
+        let weights: Vec<f32> = terms.weights.iter().map(|weight| (weight / sum / 2.0) as f32).collect();
         Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
             let (values, fishers) = block.inputs.split_at(models);
             let (mut mean, mut total) = (vec![0.0; out.len()], vec![0.0; out.len()]);
+            for ((x, fisher), &weight) in values.iter().zip(fishers).zip(&weights) {
+                vector::update(&mut total, [fisher], |sum, [f]| sum + weight * f);
+                vector::update(&mut mean, [x], |sum, [x]| sum + 2.0 * weight * x);
+            }
+            // Divided before it is multiplied, as products of large importances would be too large.
             out.fill(0.0);
             for ((x, fisher), &weight) in values.iter().zip(fishers).zip(&weights) {
-                vector::update(out, [x, fisher], |sum, [x, f]| sum + weight * f * x);
-                vector::update(&mut total, [fisher], |sum, [f]| sum + weight * f);
-                vector::update(&mut mean, [x], |sum, [x]| sum + weight * x);
+                vector::update(out, [x, fisher, &total], |sum, [x, f, total]| sum + weight * f / total * x);
             }
-            vector::update(out, [&total, &mean], |sum, [total, mean]| if total < epsilon { mean } else { sum / total });
+            vector::update(out, [&total, &mean], |sum, [total, mean]| if total < epsilon { mean } else { sum });
         }))
     }
 }

@@ -11,7 +11,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Base, Block, Data, Gram, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Gram, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct GeometricMedian;
@@ -26,9 +26,10 @@ const ABOUT: About = About {
     weight: Weight::Unused,
     normalizes: false,
     parameters: &[
-        Parameter::shared("eps", 1e-6, "the least that a distance counts as"),
-        Parameter::shared("maxiter", 100.0, "the most iterations"),
-        Parameter::shared("ftol", 1e-20, "ends when the sum of distances changes by no more than this share of it"),
+        Parameter::shared("eps", 1e-6, "the least that a distance counts as").within(Allowed::Above(0.0)),
+        Parameter::shared("maxiter", 100.0, "the most iterations").within(Allowed::Whole(MAX_ITERATIONS)),
+        Parameter::shared("ftol", 1e-20, "ends when the sum of distances changes by no more than this share of it")
+            .within(Allowed::AtLeast(0.0)),
     ],
 };
 
@@ -66,19 +67,11 @@ fn median(gram: &Gram, smallest: f64, iterations: u64, tolerance: f64) -> Vec<f6
 }
 
 /// More than any merge needs would only keep one waiting.
-const MAX_ITERATIONS: f64 = 100_000.0;
+const MAX_ITERATIONS: u32 = 100_000;
 
 impl Method for GeometricMedian {
     fn about(&self) -> &About {
         &ABOUT
-    }
-
-    fn check(&self, terms: &Terms) -> Result<(), String> {
-        let (eps, iterations) = (terms.get("eps"), terms.get("maxiter"));
-        if !(0.0..=MAX_ITERATIONS).contains(&iterations) {
-            return Err(format!("geometric-median needs a maxiter up to {MAX_ITERATIONS}, not {iterations}"));
-        }
-        if eps > 0.0 { Ok(()) } else { Err(format!("geometric-median needs an eps above 0, not {eps}")) }
     }
 
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {

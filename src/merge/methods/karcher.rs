@@ -12,7 +12,7 @@
 //! Deviation: a direction opposite to u has no tangent and is skipped; mergekit divides by the sine, whatever it is.
 
 use crate::error::Result;
-use crate::merge::{ANY, About, Base, Blend, Data, Gram, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Blend, Data, Gram, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Karcher;
@@ -27,8 +27,8 @@ const ABOUT: About = About {
     weight: Weight::Unused,
     normalizes: false,
     parameters: &[
-        Parameter::shared("max_iter", 10.0, "the most steps to take"),
-        Parameter::shared("tol", 1e-5, "angles and norms below this count as 0"),
+        Parameter::shared("max_iter", 10.0, "the most steps to take").within(Allowed::Whole(MAX_STEPS)),
+        Parameter::shared("tol", 1e-5, "angles and norms below this count as 0").within(Allowed::AtLeast(0.0)),
     ],
 };
 
@@ -82,19 +82,11 @@ fn mean(gram: &Gram, steps: u64, tol: f64) -> Vec<f64> {
 }
 
 /// More steps than any merge needs would only keep one waiting.
-const MAX_STEPS: f64 = 100_000.0;
+const MAX_STEPS: u32 = 100_000;
 
 impl Method for Karcher {
     fn about(&self) -> &About {
         &ABOUT
-    }
-
-    fn check(&self, terms: &Terms) -> Result<(), String> {
-        let (steps, tol) = (terms.get("max_iter"), terms.get("tol"));
-        if !(0.0..=MAX_STEPS).contains(&steps) || steps.fract() != 0.0 {
-            return Err(format!("karcher needs a whole number of steps up to {MAX_STEPS} as max_iter, not {steps}"));
-        }
-        if tol >= 0.0 { Ok(()) } else { Err(format!("karcher needs a tol of at least 0, not {tol}")) }
     }
 
     fn fixed(&self, terms: &Terms) -> Option<Blend> {

@@ -7,7 +7,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct ModelStock;
@@ -22,8 +22,10 @@ const ABOUT: About = About {
     weight: Weight::Unused,
     normalizes: false,
     parameters: &[
-        Parameter::shared("filter_wise", 0.0, "1 takes an angle for each row instead of the tensor"),
-        Parameter::shared("neighbours", 0.0, "1 takes angles between neighbours in the list instead of all pairs"),
+        Parameter::shared("filter_wise", 0.0, "1 takes an angle for each row instead of the tensor")
+            .within(Allowed::Switch),
+        Parameter::shared("neighbours", 0.0, "1 takes angles between neighbours in the list instead of all pairs")
+            .within(Allowed::Switch),
     ],
 };
 

@@ -12,7 +12,7 @@
 //! inner products can tell from 0.
 
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{ANY, About, Base, Blend, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Blend, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Multislerp;
@@ -26,7 +26,7 @@ const ABOUT: About = About {
     models: (1, ANY),
     weight: Weight::Share,
     normalizes: true,
-    parameters: &[Parameter::shared("eps", 1e-8, "is added to norms, so that none is 0")],
+    parameters: &[Parameter::shared("eps", 1e-8, "is added to norms, so that none is 0").within(Allowed::AtLeast(0.0))],
 };
 
 /// Means of directions shorter than this have no direction.
@@ -35,11 +35,6 @@ const SMALLEST_MEAN: f64 = 1e-7;
 impl Method for Multislerp {
     fn about(&self) -> &About {
         &ABOUT
-    }
-
-    fn check(&self, terms: &Terms) -> Result<(), String> {
-        let eps = terms.get("eps");
-        if eps >= 0.0 { Ok(()) } else { Err(format!("multislerp needs an eps of at least 0, not {eps}")) }
     }
 
     fn fixed(&self, terms: &Terms) -> Option<Blend> {

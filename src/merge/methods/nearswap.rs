@@ -5,7 +5,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Nearswap;
@@ -19,7 +19,9 @@ const ABOUT: About = About {
     models: (1, 1),
     weight: Weight::Unused,
     normalizes: false,
-    parameters: &[Parameter::shared("t", 0.0001, "how near is near, and how far others move")],
+    parameters: &[
+        Parameter::shared("t", 0.0001, "how near is near, and how far others move").within(Allowed::AtLeast(0.0))
+    ],
 };
 
 /// Distances below this count as this.

@@ -12,7 +12,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Elementwise, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Elementwise, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Nuslerp;
@@ -27,8 +27,10 @@ const ABOUT: About = About {
     weight: Weight::Share,
     normalizes: false,
     parameters: &[
-        Parameter::shared("nuslerp_flatten", 1.0, "0 takes an angle for each vector instead of the tensor"),
-        Parameter::shared("nuslerp_row_wise", 0.0, "1 takes vectors along the first dimension instead of the last"),
+        Parameter::shared("nuslerp_flatten", 1.0, "0 takes an angle for each vector instead of the tensor")
+            .within(Allowed::Switch),
+        Parameter::shared("nuslerp_row_wise", 0.0, "1 takes vectors along the first dimension instead of the last")
+            .within(Allowed::Switch),
     ],
 };
 

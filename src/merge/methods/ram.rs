@@ -5,7 +5,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Ram;
@@ -22,7 +22,8 @@ const ABOUT: About = About {
     parameters: &[EPSILON],
 };
 
-pub(super) const EPSILON: Parameter = Parameter::shared("epsilon", 1e-5, "changes up to this size are none");
+pub(super) const EPSILON: Parameter =
+    Parameter::shared("epsilon", 1e-5, "changes up to this size are none").within(Allowed::AtLeast(0.0));
 
 /// How many models changed each element.
 pub(super) fn active(changes: &[Vec<f32>], epsilon: f32) -> Vec<f32> {

@@ -7,7 +7,7 @@
 use super::ram::{EPSILON, active, kept};
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct RamPlus;
@@ -23,7 +23,7 @@ const ABOUT: About = About {
     normalizes: false,
     parameters: &[
         Parameter::shared("r", 0.1, "how much changes of one model grow by the share of others"),
-        Parameter::shared("alpha", 0.2, "the most that shared/unique counts for"),
+        Parameter::shared("alpha", 0.2, "the most that shared/unique counts for").within(Allowed::AtLeast(0.0)),
         EPSILON,
     ],
 };

@@ -338,7 +338,9 @@ impl Method for Rotate {
         };
         let (a, b) = (matrix(0)?, matrix(1)?);
         drop(base);
-        let result = turned(terms, a, b).map_err(|NotConverged| fail("has no singular vectors that could be found"))?;
+        let own = terms.clone();
+        let result = data.apart(move || turned(&own, a, b))?;
+        let result = result.map_err(|NotConverged| fail("has no singular vectors that could be found"))?;
         let result: Vec<f32> = (0..rows * columns).map(|i| result[(i / columns, i % columns)] as f32).collect();
         let has_base = terms.has_base;
         Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {

@@ -12,7 +12,7 @@
 
 use crate::dtype::vector::{self, Loop};
 use crate::error::Result;
-use crate::merge::{ANY, About, Base, Block, Data, Elementwise, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Elementwise, Method, Parameter, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Sce;
@@ -27,8 +27,9 @@ const ABOUT: About = About {
     weight: Weight::Unused,
     normalizes: false,
     parameters: &[
-        Parameter::shared("select_topk", 1.0, "the share of elements that is selected, by variance"),
-        Parameter::shared("int8_mask", 0.0, "has no effect; recipes carry it"),
+        Parameter::shared("select_topk", 1.0, "the share of elements that is selected, by variance")
+            .within(Allowed::Between(0.0, 1.0)),
+        Parameter::shared("int8_mask", 0.0, "has no effect; recipes carry it").within(Allowed::Switch),
     ],
 };
 

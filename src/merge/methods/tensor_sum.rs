@@ -10,7 +10,7 @@
 //! method here. Numbers are copied, not computed: what is written is the numbers of one model or of the other.
 
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
 use std::ops::Range;
 
 /// See the module.
@@ -28,7 +28,8 @@ const ABOUT: About = About {
     parameters: &[
         Parameter::shared("alpha", 0.5, "the window's width, as a share of the rows"),
         Parameter::shared("beta", 0.0, "where the window begins, as a share of the rows"),
-        Parameter::shared("round", 0.0, "1 rounds the window's ends to the nearest row, 0 down"),
+        Parameter::shared("round", 0.0, "1 rounds the window's ends to the nearest row, 0 down")
+            .within(Allowed::Switch),
     ],
 };
 

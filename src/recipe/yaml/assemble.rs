@@ -12,7 +12,7 @@ use crate::recipe::plan::{MustBeEqual, compare, lowered};
 use crate::recipe::planner::{self, Module, Planned, Rules, Slice, Source};
 use crate::recipe::supply::Supply;
 use crate::recipe::tokens::Alignment;
-use crate::recipe::{Layers, Plan, matches_something, miscount};
+use crate::recipe::{Layers, Plan, Selection, matches_something, miscount, tied};
 use crate::stream::{Control, Settings};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -28,7 +28,9 @@ impl<'a> Plan<'a> {
         let mut last = None;
         for (group, document) in file.used().enumerate() {
             // Without what it uses, a document cannot be planned; what was wrong there is said already.
+            assembly.completed.clear();
             let Some(models) = assembly.models(document) else { continue };
+            let models = assembly.complete(models);
             let tokenizer = file.made_tokenizer(document, &models)?;
             let alignment = tokenizer.as_ref().map(|made| &made.alignment);
             let rules = rules(document, group);
@@ -71,6 +73,8 @@ struct Assembly<'f, 'a> {
     file: &'f RecipeFile,
     /// By what a recipe calls them.
     supplies: HashMap<String, Rc<Supply<'a>>>,
+    /// The same for those that have a head in the document at hand that is not their own.
+    completed: HashMap<String, Rc<Supply<'a>>>,
     mismatches: Vec<Mismatch>,
     left_out: Vec<String>,
     notes: Vec<String>,
@@ -85,6 +89,7 @@ impl<'f, 'a> Assembly<'f, 'a> {
         Self {
             file,
             supplies: supplies.collect(),
+            completed: HashMap::new(),
             mismatches: Vec::new(),
             left_out: Vec::new(),
             notes: Vec::new(),
@@ -93,7 +98,7 @@ impl<'f, 'a> Assembly<'f, 'a> {
     }
 
     fn supply(&self, reference: &Reference) -> Option<Rc<Supply<'a>>> {
-        self.supplies.get(&reference.text).cloned()
+        self.completed.get(&reference.text).or(self.supplies.get(&reference.text)).cloned()
     }
 
     /// Takes in what a document came to. The last one is given back, others become models.
@@ -107,6 +112,7 @@ impl<'f, 'a> Assembly<'f, 'a> {
         let within = |tensor: String| name.map_or(tensor.clone(), |name| format!("{tensor} (of {name})"));
         let is_last = self.file.used().next_back().is_some_and(|last| std::ptr::eq(last, document));
         self.compare.append(&mut planned.compare);
+        self.notes.append(&mut planned.notes);
         if is_last {
             self.left_out.append(&mut planned.left_out);
             self.mismatches.append(&mut planned.mismatches);
@@ -128,6 +134,26 @@ impl<'f, 'a> Assembly<'f, 'a> {
         let mut seen = HashSet::new();
         let all = references(document).into_iter().filter(|reference| seen.insert(reference.text.as_str()));
         all.map(|reference| Some((reference.text.as_str(), self.supply(reference)?))).collect()
+    }
+
+    /// The models of a document, with heads for those that lack one which others have.
+    fn complete<'d>(&mut self, models: Vec<(&'d str, Rc<Supply<'a>>)>) -> Vec<(&'d str, Rc<Supply<'a>>)> {
+        // A model that is named in two ways stays one.
+        let mut distinct: Vec<Rc<Supply<'a>>> = Vec::new();
+        for (_, supply) in &models {
+            if !distinct.iter().any(|known| Rc::ptr_eq(known, supply)) {
+                distinct.push(Rc::clone(supply));
+            }
+        }
+        let completed = tied::complete(&distinct, &mut self.notes);
+        let with_head = |(text, supply): (&'d str, Rc<Supply<'a>>)| {
+            let index = distinct.iter().position(|known| Rc::ptr_eq(known, &supply));
+            let supply = index.and_then(|index| completed.get(index)).map_or(supply, Rc::clone);
+            (text, supply)
+        };
+        let models: Vec<(&str, Rc<Supply<'a>>)> = models.into_iter().map(with_head).collect();
+        self.completed = models.iter().map(|(text, supply)| ((*text).to_owned(), Rc::clone(supply))).collect();
+        models
     }
 
     /// The modules of a document with their models; none if one of these could not be made.
@@ -155,7 +181,7 @@ impl<'f, 'a> Assembly<'f, 'a> {
             let longer: Vec<&String> = longer.collect();
             let merged = |name: &str| {
                 let others = || longer.iter().any(|other| name.starts_with(other.as_str()));
-                name.starts_with(&module.prefix) && !others() && rules.merges(name)
+                name.starts_with(&module.prefix) && !others() && rules.selection.takes(name)
             };
             for (slice, grammar::Slice { place, .. }) in module.slices.iter_mut().zip(&described.slices) {
                 let placed = slice.place_blocks(merged, &mut self.notes);
@@ -247,8 +273,7 @@ fn rules(document: &Document, group: usize) -> Rules {
         missing_option: "`missing: base` and `missing: skip`",
         seed: document.seed,
         dtype: document.dtype,
-        include: document.include.clone(),
-        exclude: document.exclude.clone(),
+        selection: Selection { include: document.include.clone(), exclude: document.exclude.clone() },
         missing: document.missing,
         group,
     }

@@ -5,10 +5,11 @@
 //! ours: `seed`, `missing`, `include`, `exclude`, `block_presets`. What is in none of the lists here is an error, or with
 //! [`Options::lenient`] a warning, as mergekit would pass over it in silence and merge something else than was meant.
 
+use super::keys::{self, TOP};
 use super::tree::{Entry, Place, Tree, Value};
 use crate::dtype::{self, DType};
 use crate::error::{Error, Result};
-use crate::merge::{self, METHODS, Method, Weight};
+use crate::merge::{self, Allowed, Method, Weight};
 use crate::recipe::levels::{NORMALIZE, Settings, WEIGHT};
 use crate::recipe::{Anchors, Filter, Missing, Presets, Setting, blocks, number};
 use regex::Regex;
@@ -99,26 +100,8 @@ pub(super) enum TokenSource {
     Other(Reference, Result<String, u64>),
 }
 
-const TOP: [&str; 17] = [
-    "merge_method",
-    "models",
-    "slices",
-    "modules",
-    "base_model",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "tokenizer",
-    "chat_template",
-    "name",
-    "seed",
-    "missing",
-    "include",
-    "exclude",
-    "block_presets",
-];
-
+/// What has parameters, in messages.
+const PARAMETERS_OF: &str = "merge by ";
 /// More layers than any model has.
 const LAYERS: u64 = 1 << 16;
 
@@ -127,6 +110,8 @@ pub(super) struct Reader<'p> {
     pub(super) path: &'p Path,
     pub(super) lenient: bool,
     pub(super) warnings: RefCell<Vec<String>>,
+    /// What is wrong and keeps nothing else from being read.
+    wrong: RefCell<Vec<(Place, String)>>,
     /// The file of lists for blocks that the document names.
     presets: RefCell<Option<Presets>>,
     /// The lists that are taken from such files.
@@ -135,8 +120,8 @@ pub(super) struct Reader<'p> {
 
 impl<'p> Reader<'p> {
     pub(super) fn new(path: &'p Path, lenient: bool) -> Self {
-        let (warnings, presets, used_presets) = Default::default();
-        Self { path, lenient, warnings, presets, used_presets }
+        let (warnings, wrong, presets, used_presets) = Default::default();
+        Self { path, lenient, warnings, wrong, presets, used_presets }
     }
 }
 
@@ -145,14 +130,31 @@ impl Reader<'_> {
         Err(place.error(self.path, message))
     }
 
-    /// An error, or a warning where one is lenient.
-    fn wrong(&self, place: Place, message: impl std::fmt::Display) -> Result<()> {
-        let error = place.error(self.path, message);
-        if !self.lenient {
-            return Err(error);
+    fn warn(&self, place: Place, message: impl std::fmt::Display) {
+        self.warnings.borrow_mut().push(place.error(self.path, message).to_string());
+    }
+
+    /// All documents.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with every key that is not known, and what else is wrong first.
+    pub(super) fn documents(&self, trees: &[Tree]) -> Result<Vec<Document>> {
+        let read = trees.iter().map(|tree| self.document(tree)).collect::<Result<Vec<_>>>();
+        let mut wrong = self.wrong.take();
+        // As they stand in the file, not in the order in which they are looked at.
+        wrong.sort();
+        // What aliases repeat stands there once.
+        wrong.dedup();
+        let mut all: Vec<String> =
+            wrong.into_iter().map(|(place, message)| place.error(self.path, message).to_string()).collect();
+        match (read, all.len()) {
+            (read, 0) => read,
+            (Ok(_), 1) => Err(Error::Recipe(all.concat())),
+            (read, _) => {
+                all.extend(read.err().map(|error| error.to_string()));
+                Err(Error::Recipe(format!("the recipe is wrong in {} places:\n  {}", all.len(), all.join("\n  "))))
+            }
         }
-        self.warnings.borrow_mut().push(error.to_string());
-        Ok(())
     }
 
     /// The entries of a mapping, all of whose keys are known.
@@ -167,22 +169,27 @@ impl Reader<'_> {
                     kept.push(entry);
                 }
             } else {
-                self.unknown(entry.place, "key", what, &entry.key, known.iter().copied())?;
+                self.unknown(entry, what, known.iter().copied());
             }
         }
         Ok(kept)
     }
 
-    fn unknown<'k>(
-        &self,
-        place: Place,
-        kind: &str,
-        of: &str,
-        name: &str,
-        known: impl IntoIterator<Item = &'k str>,
-    ) -> Result<()> {
-        let Error::Unknown { suggestion, .. } = Error::unknown("key", name, known) else { return Ok(()) };
-        self.wrong(place, format!("there is no {kind} `{name}` of a {of}; {suggestion}"))
+    /// What is said of a key of a `what` that is none of the known: an error, or a warning where one is lenient or nothing
+    /// else would be merged.
+    fn unknown<'k>(&self, entry: &Entry, what: &str, known: impl IntoIterator<Item = &'k str>) {
+        let (key, place) = (&entry.key, entry.place);
+        let in_parameters = what.starts_with(PARAMETERS_OF);
+        let kind = if in_parameters { "parameter" } else { "key" };
+        if let Some(why) = keys::without_effect(key) {
+            return self.warn(place, format!("`{key}` has no effect: {why}"));
+        }
+        let message = format!("there is no {kind} `{key}` of a {what}; {}", keys::advice(key, in_parameters, known));
+        if self.lenient {
+            self.warn(place, message);
+        } else {
+            self.wrong.borrow_mut().push((place, message));
+        }
     }
 
     fn list<'t>(&self, tree: &'t Tree, what: &str) -> Result<&'t [Tree]> {
@@ -224,7 +231,7 @@ impl Reader<'_> {
     }
 
     /// A document.
-    pub(super) fn document(&self, tree: &Tree) -> Result<Document> {
+    fn document(&self, tree: &Tree) -> Result<Document> {
         self.map(tree, "recipe", &TOP)?;
         let present = |key: &str| tree.get(key).filter(|tree| !tree.is_null());
         let Some(name) = present("merge_method") else {
@@ -424,23 +431,34 @@ impl Reader<'_> {
         let mut settings = Settings::new();
         let about = method.about();
         let weighs = about.weight != Weight::Unused;
-        for Entry { key, place, tree } in entries.iter().filter(|entry| !entry.tree.is_null()) {
+        for entry in entries.iter().filter(|entry| !entry.tree.is_null()) {
+            let Entry { key, place, tree } = entry;
             // mergekit's name of the switch where a method is of those that it took over from its users.
             let name = if key == "normalize_weights" { NORMALIZE } else { key.as_str() };
             let own = about.parameters.iter().map(|parameter| parameter.name);
             let mut known = own.chain([WEIGHT, NORMALIZE].into_iter().filter(|_| weighs));
             let Some(name) = known.find(|known| *known == name) else {
-                let others = METHODS.iter().flat_map(|method| method.about().parameters);
-                if [WEIGHT, NORMALIZE].contains(&name) || others.map(|other| other.name).any(|other| other == name) {
-                    let message = format!("{} has no parameter `{key}`; it has no effect", about.name);
-                    self.warnings.borrow_mut().push(place.error(self.path, message).to_string());
+                if keys::is_parameter(name) {
+                    self.warn(*place, format!("{} has no parameter `{key}`; it has no effect", about.name));
                 } else {
                     let known = about.parameters.iter().map(|parameter| parameter.name).chain([WEIGHT, NORMALIZE]);
-                    self.unknown(*place, "parameter", &format!("merge by {}", about.name), key, known)?;
+                    self.unknown(entry, &format!("{PARAMETERS_OF}{}", about.name), known);
                 }
                 continue;
             };
-            settings.insert(name.to_owned(), self.setting(tree)?);
+            let setting = self.setting(tree)?;
+            let parameter = about.parameters.iter().find(|parameter| parameter.name == name);
+            for value in setting.values() {
+                let checked = match parameter {
+                    Some(parameter) => parameter.check(about, value),
+                    None if name == NORMALIZE && !Allowed::Switch.has(value) => {
+                        Err(format!("`{key}` is true or false, not {value}"))
+                    }
+                    None => Ok(()),
+                };
+                checked.or_else(|problem| self.fail(tree.place, problem))?;
+            }
+            settings.insert(name.to_owned(), setting);
         }
         Ok(Rc::new(settings))
     }
@@ -528,6 +546,11 @@ impl Reader<'_> {
         Ok(match &tree.value {
             Value::Scalar(word, _) if word == "union" => TokenizerSource::Union,
             Value::Scalar(word, _) if word == "base" => TokenizerSource::Base,
+            Value::Scalar(word, _) if word.starts_with("model:") && super::find(self.path, word).is_none() => {
+                let message =
+                    format!("`model:` is of older versions of mergekit: name the model alone, `{}`", &word[6..]);
+                return self.fail(tree.place, message);
+            }
             _ => TokenizerSource::Model(self.reference(tree)?),
         })
     }

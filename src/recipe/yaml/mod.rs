@@ -3,6 +3,7 @@
 mod assemble;
 mod card;
 mod grammar;
+mod keys;
 mod tree;
 mod vocabulary;
 
@@ -69,7 +70,7 @@ impl RecipeFile {
             text = trees.iter().map(tree::Tree::to_yaml).collect::<Vec<_>>().join("---\n");
         }
         let reader = Reader::new(path, options.lenient);
-        let documents = trees.iter().map(|tree| reader.document(tree)).collect::<Result<Vec<_>>>()?;
+        let documents = reader.documents(&trees)?;
         let (order, unused) = order(path, &documents)?;
         check_trees(path, order.iter().filter_map(|&index| documents.get(index)))?;
         let last = order.last().and_then(|&index| documents.get(index));

@@ -16,7 +16,7 @@ const DEPTH: usize = 64;
 const VALUES: usize = 100_000;
 
 /// A place in a file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     line: usize,
     column: usize,

@@ -36,7 +36,9 @@ mod ranked;
 mod sieve;
 
 use crate::error::Result;
-use crate::merge::{ANY, About, Base, Data, Key, Method, Parameter, Solution, Terms, Weight, select, threshold};
+use crate::merge::{
+    ANY, About, Allowed, Base, Data, Key, Method, Parameter, Solution, Terms, Weight, select, threshold,
+};
 use combine::{Elected, Summed};
 use ranked::{Ranked, Rows};
 use sieve::{Mask, Sieve};
@@ -57,18 +59,24 @@ enum Sparsifier {
 }
 
 const LAMBDA: Parameter = Parameter::shared("lambda", 1.0, "scales the sum of all changes");
-const DENSITY: Parameter = Parameter::per_model("density", 1.0, "the share of each change that is kept");
-const GAMMA: Parameter = Parameter::per_model("gamma", 0.01, "the share of the largest that is dropped");
+const DENSITY: Parameter =
+    Parameter::per_model("density", 1.0, "the share of each change that is kept").within(Allowed::Between(0.0, 1.0));
+const GAMMA: Parameter =
+    Parameter::per_model("gamma", 0.01, "the share of the largest that is dropped").within(Allowed::Between(0.0, 1.0));
 const EPSILON: Parameter = Parameter::per_model("epsilon", 0.15, "how far probabilities spread around the density");
-const GLOBAL: Parameter = Parameter::shared("global", 0.0, "1 trims the whole model at one magnitude");
-const INT8_MASK: Parameter = Parameter::shared("int8_mask", 0.0, "has no effect; recipes carry it");
+const GLOBAL: Parameter =
+    Parameter::shared("global", 0.0, "1 trims the whole model at one magnitude").within(Allowed::Switch);
+const INT8_MASK: Parameter =
+    Parameter::shared("int8_mask", 0.0, "has no effect; recipes carry it").within(Allowed::Switch);
 
 const fn rescale(default: f64) -> Parameter {
     Parameter::shared("rescale", default, "1 restores the L1 norm, 2 divides by the probability")
+        .within(Allowed::Whole(2))
 }
 
 const fn elect(default: f64) -> Parameter {
     Parameter::shared("elect", default, "1 elects signs by their sum, 2 by their count, 0 not at all")
+        .within(Allowed::Whole(2))
 }
 
 const fn row(
@@ -220,22 +228,6 @@ impl Method for Sparse {
     }
 
     fn check(&self, terms: &Terms) -> Result<(), String> {
-        for (name, most) in [("rescale", 2.0), ("elect", 2.0), ("global", 1.0)] {
-            if let Some(value) =
-                terms.each(name).iter().find(|value| value.fract() != 0.0 || **value < 0.0 || **value > most)
-            {
-                return Err(format!("{} needs a {name} of whole 0 to {most}, not {value}", self.about.name));
-            }
-        }
-        let negative = |name: &str| terms.each(name).iter().copied().find(|value| *value < 0.0);
-        let refused = match self.sparsifier {
-            Sparsifier::Random => "density",
-            Sparsifier::Outliers => "gamma",
-            Sparsifier::Magnitude | Sparsifier::Rank => "",
-        };
-        if let Some(value) = negative(refused) {
-            return Err(format!("{} needs a {refused} of at least 0, not {value}", self.about.name));
-        }
         if self.sparsifier == Sparsifier::Rank {
             for (density, epsilon) in terms.each("density").iter().zip(terms.each("epsilon")) {
                 if *density > 0.0 && *density < 1.0 && (density + epsilon >= 1.0 || density - epsilon <= 0.0) {
