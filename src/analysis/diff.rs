@@ -1,5 +1,6 @@
 //! How two checkpoints differ, tensor by tensor.
 
+use super::vectors::same_shape;
 use super::{SCRATCH, decode_f64};
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::dtype::{self, DType, Simd};
@@ -97,9 +98,12 @@ impl Values {
     }
 
     /// How far apart the two are for their size: ‖a − b‖ / ‖b‖ over the elements that are finite in both; infinite if
-    /// only b is zero.
+    /// only b is zero, or an element is infinitely far from the other.
     #[must_use]
     pub fn relative_distance(&self) -> f64 {
+        if self.max_abs.is_infinite() {
+            return f64::INFINITY;
+        }
         if self.distance == 0.0 { 0.0 } else { (self.distance / self.squares.1).sqrt() }
     }
 
@@ -191,10 +195,7 @@ pub fn diff(
 fn pair<'a>(a: TensorView<'a>, b: TensorView<'a>, tolerance: Tolerance) -> Pair<'a> {
     let (left, right) = (a.tensor, b.tensor);
     let computed = dtype::can_decode;
-    // GGUF has no scalars, and makes one element in a row of them.
-    let is_scalar = |shape: &[u64]| matches!(shape, [] | [1]);
-    let from_gguf = [a, b].iter().any(|view| view.checkpoint.format() == "gguf");
-    if left.shape != right.shape && !(from_gguf && is_scalar(&left.shape) && is_scalar(&right.shape)) {
+    if !same_shape(&a, &b) {
         return Pair::Known(Difference::Shape(left.shape.clone(), right.shape.clone()));
     }
     let mixes = !tolerance.is_zero() && computed(left.dtype) && computed(right.dtype);

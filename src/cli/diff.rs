@@ -1,13 +1,11 @@
 //! `ckptmerge diff`
 
-#[cfg(feature = "plot")]
-use super::report::Report;
 use super::report::{count, shape, table};
-use super::{Common, Run, remarks};
+use super::{Common, Run, remarks, without_adapters};
+#[cfg(feature = "plot")]
+use super::{diff_map, picture::Picture, report::check_beside};
 use crate::analysis::{self, Comparison, Difference, Tolerance};
 use crate::checkpoint::Checkpoint;
-#[cfg(feature = "plot")]
-use crate::{output::StagedFile, plot::Heatmap};
 use clap::Args;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -16,7 +14,7 @@ use std::process::ExitCode;
 /// Tell whether and where two models differ
 ///
 /// Exits with 0 if they are equal and 1 if they differ, in names, shapes, types or values, or cannot be compared. With a tolerance types may
-/// differ. Two NaN are equal.
+/// differ. Two NaN are equal. The picture of --plot shows how far apart they are, layers down and blocks across.
 #[derive(Args)]
 #[command(after_help = "Example: ckptmerge diff a.safetensors b.safetensors --rtol 1e-3")]
 pub(super) struct Diff {
@@ -33,17 +31,9 @@ pub(super) struct Diff {
     /// List equal tensors as well
     #[arg(long)]
     all: bool,
-    /// Draw how far apart the models are, by layer and block, as an SVG
     #[cfg(feature = "plot")]
-    #[arg(long, value_name = "FILE.svg", value_parser = svg)]
-    plot: Option<PathBuf>,
-}
-
-#[cfg(feature = "plot")]
-fn svg(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    let is_svg = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg"));
-    is_svg.then_some(path).ok_or_else(|| "pictures are SVG: give the file the ending .svg".to_owned())
+    #[command(flatten)]
+    picture: Picture,
 }
 
 fn tolerance(text: &str) -> Result<f64, String> {
@@ -56,9 +46,13 @@ fn tolerance(text: &str) -> Result<f64, String> {
 impl Run for Diff {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
+        without_adapters(&self.first)?;
+        without_adapters(&self.second)?;
         let first = Checkpoint::open_with(&self.first, &common.open())?;
         let second = Checkpoint::open_with(&self.second, &common.open())?;
         common.check_selected([&first, &second])?;
+        #[cfg(feature = "plot")]
+        check_beside(&[self.picture.path()], [&first, &second].into_iter())?;
         for model in [&first, &second] {
             report.about(model);
             remarks::of_scales(&report, model);
@@ -67,12 +61,22 @@ impl Run for Diff {
         let bytes = first.file_bytes() + second.file_bytes();
         let comparison =
             report.watched(bytes, |control| analysis::diff(&first, &second, tolerance, &common.settings(), control))?;
-        #[cfg(feature = "plot")]
-        if let Some(path) = &self.plot {
-            draw(&report, &comparison, &first, &second, path)?;
-        }
         report.answer(|| text(&comparison, &first, &second, self.all), || document(&comparison))?;
-        Ok(if comparison.is_equal() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        let is_equal = comparison.is_equal();
+        #[cfg(feature = "plot")]
+        if self.picture.is_wanted() {
+            // Where types differ and must not, values were not looked at.
+            let unseen = |(_, difference): &(String, Difference)| matches!(difference, Difference::DType(..));
+            let comparison = if comparison.shared.iter().any(unseen) {
+                let any = Tolerance { absolute: f64::MAX, relative: 0.0 };
+                report.watched(bytes, |control| analysis::diff(&first, &second, any, &common.settings(), control))?
+            } else {
+                comparison
+            };
+            let title = format!("How far {} is from {}", first.name(), second.name());
+            self.picture.draw(&report, &diff_map::map(&comparison, title))?;
+        }
+        Ok(if is_equal { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
@@ -143,45 +147,6 @@ fn document(comparison: &Comparison) -> Value {
         "only_second": comparison.only_second,
         "tensors": comparison.shared.iter().map(describe).collect::<Vec<_>>(),
     })
-}
-
-/// The relative distance of every tensor that both have, layers down and blocks across.
-#[cfg(feature = "plot")]
-fn draw(
-    report: &Report,
-    comparison: &Comparison,
-    first: &Checkpoint,
-    second: &Checkpoint,
-    path: &std::path::Path,
-) -> anyhow::Result<()> {
-    let mut map = Heatmap {
-        title: format!("{} against {}", first.name(), second.name()),
-        unit: "‖a − b‖ / ‖b‖".to_owned(),
-        rows: Vec::new(),
-        columns: Vec::new(),
-        cells: Vec::new(),
-    };
-    let position = |labels: &mut Vec<String>, label: &str| {
-        labels.iter().position(|known| known == label).unwrap_or_else(|| {
-            labels.push(label.to_owned());
-            labels.len() - 1
-        })
-    };
-    for (name, difference) in &comparison.shared {
-        let Difference::Values(values) = difference else { continue };
-        let (layer, block) = analysis::layer_and_block(name);
-        let (row, column) = (position(&mut map.rows, layer), position(&mut map.columns, block));
-        map.cells.resize(map.rows.len(), Vec::new());
-        let cells = &mut map.cells[row];
-        cells.resize(cells.len().max(column + 1), None);
-        cells[column] = Some(values.relative_distance());
-    }
-    let svg = map.to_svg()?;
-    let file = StagedFile::create(path, svg.len() as u64)?;
-    file.write_at(0, svg.as_bytes())?;
-    file.commit(false)?;
-    report.wrote(path);
-    Ok(())
 }
 
 /// JSON has no infinity: as text.

@@ -1,7 +1,7 @@
 //! `ckptmerge inspect`
 
 use super::report::{count, grouped, shape, table};
-use super::{Common, Run, remarks};
+use super::{Common, Run, remarks, without_adapters};
 use crate::analysis::{self, Stats};
 use crate::checkpoint::{Checkpoint, OpenOptions, Tensor};
 use crate::error::{Bytes, Error};
@@ -56,6 +56,7 @@ impl Run for Inspect {
         let (model, tensors) = self.model_and_tensors();
         let tensors =
             tensors.as_deref().map(Glob::new).transpose().map_err(|error| Error::Recipe(error.to_string()))?;
+        without_adapters(&model)?;
         let model = Checkpoint::open_with(&model, &OpenOptions { headers_only: !self.stats, ..common.open() })?;
         common.check_selected([&model])?;
         report.about(&model);

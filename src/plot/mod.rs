@@ -1,8 +1,144 @@
-//! Rows of numbers to pictures.
+//! Rows of numbers to pictures and to text for the terminal.
 //!
-//! Pictures are SVG, so they need no font here and stay sharp in print. The colour map is cividis, which looks the same
-//! to people with and without colour-blindness and keeps its order in grey.
+//! A [`Plot`] lays itself out as a [`Scene`], which [`render`] draws with plotters as PNG or SVG. The font is embedded,
+//! labels are measured with it, and what there is no room for is thinned, shortened or pooled, and said in the picture.
+//! Colours can be told apart by colour-blind readers and, from zero on, in grey.
 
+#[cfg(feature = "plot")]
+mod axis;
+#[cfg(feature = "plot")]
+mod box_plot;
+mod colour;
+#[cfg(feature = "plot")]
+mod font;
+#[cfg(feature = "plot")]
+mod heading;
+#[cfg(feature = "plot")]
 mod heatmap;
+#[cfg(feature = "plot")]
+mod histogram;
+mod number;
+mod pool;
+#[cfg(feature = "plot")]
+mod scene;
+pub mod terminal;
+#[cfg(all(test, feature = "plot"))]
+mod tests;
 
+#[cfg(feature = "plot")]
+pub use axis::Axis;
+#[cfg(feature = "plot")]
+pub use box_plot::{BoxPlot, FiveNumbers};
+pub use colour::{Palette, Rgb, Scale, contrast, ink_on, of_series, of_share};
+#[cfg(feature = "plot")]
+pub use font::{clean, fitted, text_width, wrapped};
+#[cfg(feature = "plot")]
 pub use heatmap::Heatmap;
+#[cfg(feature = "plot")]
+pub use histogram::Histogram;
+#[cfg(feature = "plot")]
+pub use scene::{LARGEST, Scene, Side};
+
+#[cfg(feature = "plot")]
+use crate::error::{Error, Result};
+#[cfg(feature = "plot")]
+use plotters::prelude::{BitMapBackend, SVGBackend};
+
+/// What a picture lies on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Theme {
+    /// White paper.
+    #[default]
+    Light,
+    /// A dark screen.
+    Dark,
+}
+
+impl Theme {
+    /// The themes by name.
+    pub const NAMES: [(&'static str, Self); 2] = [("light", Self::Light), ("dark", Self::Dark)];
+}
+
+/// A picture's file format.
+#[cfg(feature = "plot")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageKind {
+    /// Shapes and text, sharp at any size.
+    Svg,
+    /// Pixels.
+    Png,
+}
+
+#[cfg(feature = "plot")]
+impl ImageKind {
+    /// The kind that a file's ending tells.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] if it is neither.
+    pub fn of(path: &std::path::Path) -> Result<Self> {
+        let is = |ending: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(ending));
+        match (is("svg"), is("png")) {
+            (true, _) => Ok(Self::Svg),
+            (_, true) => Ok(Self::Png),
+            _ => Err(Error::Recipe("pictures are .svg or .png: give the file one of these endings".to_owned())),
+        }
+    }
+}
+
+/// What can be drawn.
+#[cfg(feature = "plot")]
+pub trait Plot {
+    /// Lays it out. The kind bounds the number of shapes, which are nothing to a PNG and much to an SVG.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] with what is wrong with the numbers.
+    fn scene(&self, kind: ImageKind, theme: Theme) -> Result<Scene>;
+}
+
+/// The bytes of a plot's picture.
+///
+/// # Errors
+/// [`Error::Recipe`] with what is wrong with the numbers.
+#[cfg(feature = "plot")]
+pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>> {
+    let scene = plot.scene(kind, theme)?;
+    let (width, height) = scene.pixels();
+    match kind {
+        ImageKind::Svg => {
+            let mut svg = String::new();
+            scene.draw(&mut SVGBackend::with_string(&mut svg, (width, height)))?;
+            // The backend's size is its number of pixels; the `viewBox` keeps that.
+            let (wide, high) = scene.size();
+            let sized = format!("<svg width=\"{wide}\" height=\"{high}\"");
+            let svg = svg.replacen(&format!("<svg width=\"{width}\" height=\"{height}\""), &sized, 1);
+            // What is so without saying makes up a third of a large heatmap.
+            Ok(svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"/>", "/>").into_bytes())
+        }
+        ImageKind::Png => {
+            let mut pixels = vec![0; width as usize * height as usize * 3];
+            scene.draw(&mut BitMapBackend::with_buffer(&mut pixels, (width, height)))?;
+            encoded(&pixels, width, height)
+                .map_err(|error| Error::Recipe(format!("cannot write the picture as PNG: {error}")))
+        }
+    }
+}
+
+/// Red, green and blue of each pixel, as PNG.
+#[cfg(feature = "plot")]
+fn encoded(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>, png::EncodingError> {
+    /// A unit is 1/96 inch; PNG counts in metres.
+    const PER_METRE: u32 = (96.0 * scene::FINE / 0.0254) as u32;
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Balanced);
+    // Of flat cells with text in them the pixels themselves repeat more than their differences.
+    encoder.set_filter(png::Filter::NoFilter);
+    let dimensions = png::PixelDimensions { xppu: PER_METRE, yppu: PER_METRE, unit: png::Unit::Meter };
+    encoder.set_pixel_dims(Some(dimensions));
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels)?;
+    writer.finish()?;
+    Ok(bytes)
+}
