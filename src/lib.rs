@@ -14,7 +14,6 @@ pub mod merge;
 pub mod names;
 mod os;
 pub mod output;
-#[cfg(feature = "plot")]
 pub mod plot;
 pub mod recipe;
 pub mod stream;

@@ -141,3 +141,15 @@ pub(crate) fn exchange(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(not(target_os = "linux"))]
     return Err(io::ErrorKind::Unsupported.into());
 }
+
+/// How many columns the terminal has that stdout is; none if it is no terminal.
+#[cfg(feature = "cli")]
+pub(crate) fn terminal_width() -> Option<usize> {
+    #[cfg(unix)]
+    {
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+        (size.ws_col > 0).then_some(usize::from(size.ws_col))
+    }
+    #[cfg(not(unix))]
+    None
+}

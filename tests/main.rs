@@ -18,6 +18,8 @@ mod names;
 mod numbers;
 mod recipes;
 mod robust;
+mod similarity;
+mod stats;
 mod task_vector;
 
 use ckptmerge::error; // `formats::pieces` compiles `src/checkpoint/gather.rs` a second time, which names it so.

@@ -1,14 +1,29 @@
-//! Numbers about checkpoints, each from one streaming pass: what is in one, and how two differ.
+//! Numbers about checkpoints, each from a streaming pass or two: what is in one, how two differ, how alike the changes of
+//! many are, and how they are distributed.
 //!
 //! Products and sums are f64, taken in fixed tiles and a fixed order, so they do not depend on the number of threads.
 
+mod buckets;
 mod diff;
+mod distribution;
+mod elements;
+mod histogram;
+mod look;
+mod moments;
 mod place;
+mod ranks;
+mod similarity;
 mod stats;
+mod vectors;
 
 pub use diff::{Comparison, Difference, Tolerance, Values, diff};
-pub use place::layer_and_block;
+pub use distribution::{Distribution, Distributions, LEVELS, distributions};
+pub use histogram::{Counted, Histograms, histograms};
+pub use moments::Moments;
+pub use place::{layer_and_block, layers_and_blocks, natural};
+pub use similarity::{By, Products, Similarity, similarity};
 pub use stats::{Stats, stats};
+pub use vectors::{Vector, Vectors};
 
 use crate::dtype::{self, DType, Simd};
 

@@ -7,7 +7,7 @@ use crate::checkpoint::{Checkpoint, OpenOptions, format, read_text};
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::names::{self, NAME_MAPS};
-use crate::recipe::{Conversion, Rename, Target};
+use crate::recipe::{Conversion, Rename, Selection, Target};
 use ckptmerge_format::Format;
 use clap::Args;
 use regex::Regex;
@@ -149,8 +149,7 @@ impl Run for Convert {
         let conversion = Conversion {
             dtype: self.dtype,
             dtype_for: self.dtype_for.clone(),
-            include: self.include.clone(),
-            exclude: self.exclude.clone(),
+            selection: Selection { include: self.include.clone(), exclude: self.exclude.clone() },
             rename: self.rename.iter().map(|name| rename(name)).collect::<Result<_, _>>()?,
             metadata: self.metadata.clone(),
         };

@@ -6,16 +6,24 @@
 mod completions;
 mod convert;
 mod diff;
+#[cfg(feature = "plot")]
+mod diff_map;
 mod formats;
 mod inspect;
 mod man;
 mod merge;
 mod methods;
+#[cfg(feature = "plot")]
+mod picture;
 mod remarks;
 mod report;
 mod run;
+mod similarity;
+mod stats;
 mod task_vector;
+mod tuned;
 
+use crate::adapter;
 use crate::checkpoint::{Checkpoint, IoMode, OpenOptions};
 use crate::dtype::{DType, can_encode};
 use crate::error::{Bytes, Error};
@@ -24,6 +32,7 @@ use crate::stream::{Settings, THREADS_MAX};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use report::Report;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// What a subcommand does with its arguments.
@@ -56,6 +65,8 @@ subcommands! {
     Inspect in inspect,
     Diff in diff,
     TaskVector in task_vector,
+    Similarity in similarity,
+    Stats in stats,
     Methods in methods,
     Formats in formats,
     Completions in completions,
@@ -219,19 +230,34 @@ pub fn main() -> ExitCode {
     match cli.command.run(&cli.common) {
         Ok(code) => code,
         Err(error) => {
-            let ours = error.downcast_ref::<Error>();
-            match ours {
-                // Our messages have their causes in them.
-                Some(error) => report::say(&format!("error: {error}")),
-                None => report::say(&format!("error: {error:#}")),
-            }
-            match ours {
+            report::say(&format!("error: {}", said_of(&error)));
+            match error.downcast_ref::<Error>() {
                 Some(Error::Recipe(_) | Error::Unknown { .. }) => ExitCode::from(2),
                 // As shells report a program that SIGINT ended.
                 Some(Error::Interrupted) => ExitCode::from(130),
                 _ => ExitCode::FAILURE,
             }
         }
+    }
+}
+
+/// That a path is not `MODEL+ADAPTER`, for commands that look at files as they are.
+fn without_adapters(path: &Path) -> Result<(), Error> {
+    let parts = adapter::split_path(path);
+    let has_adapters = parts.len() > 1 && parts.first().is_some_and(|model| model.exists());
+    if path.exists() || !has_adapters {
+        return Ok(());
+    }
+    let message = "adapters are applied by merge, run, convert and task-vector only: write the model with its adapters first, by `ckptmerge convert MODEL+ADAPTER -o OUT`";
+    Err(Error::model(path, message))
+}
+
+/// An error's message, with its causes.
+fn said_of(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Error>() {
+        // Our messages have their causes in them.
+        Some(error) => error.to_string(),
+        None => format!("{error:#}"),
     }
 }
 

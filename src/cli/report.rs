@@ -1,13 +1,16 @@
 //! What people see: text and JSON on stdout, progress, warnings and notes on stderr.
 
 use crate::checkpoint::Checkpoint;
+use crate::error::Error;
 use crate::os;
+use crate::output::StagedFile;
 use crate::stream::Control;
 use ckptmerge_format::printable;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use unicode_width::UnicodeWidthStr;
 
@@ -29,12 +32,27 @@ impl Report {
     /// The answer: `json` if that was asked for, else `text` unless it should be quiet.
     pub(super) fn answer(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) -> anyhow::Result<()> {
         if self.json {
-            print(&format!("{:#}\n", json()))
+            print(&in_json(&format!("{:#}\n", json())))
         } else if self.quiet {
             Ok(())
         } else {
             print(&text())
         }
+    }
+
+    /// The answer with `picture`, of our own characters and colours, in it: between the two texts.
+    pub(super) fn answer_with_picture(
+        &self,
+        text: impl FnOnce() -> [String; 3],
+        json: impl FnOnce() -> Value,
+    ) -> anyhow::Result<()> {
+        if self.json || self.quiet {
+            return self.answer(String::new, json);
+        }
+        let [before, picture, behind] = text();
+        print(&before)?;
+        print_as_it_is(&picture)?;
+        print(&behind)
     }
 
     /// What was chosen and what is odd in a model.
@@ -58,11 +76,29 @@ impl Report {
     }
 
     /// A file that was written beside the answer.
-    #[cfg(feature = "plot")]
-    pub(super) fn wrote(&self, path: &std::path::Path) {
+    fn wrote(&self, path: &Path) {
         if !self.quiet {
             say(&format!("wrote {}", path.display()));
         }
+    }
+
+    /// Writes a small file beside the answer, whole.
+    pub(super) fn write(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+        let file = StagedFile::create(path, bytes.len() as u64)?;
+        file.write_at(0, bytes)?;
+        file.commit(false)?;
+        self.wrote(path);
+        Ok(())
+    }
+
+    /// Whether the answer goes where colours can be seen.
+    pub(super) fn has_colour(&self) -> bool {
+        io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    }
+
+    /// How many columns the answer has room for.
+    pub(super) fn width(&self) -> usize {
+        os::terminal_width().unwrap_or(100)
     }
 
     /// Something that only the curious want to know.
@@ -98,8 +134,12 @@ impl Report {
 
 /// Prints to stdout. A reader that has had enough, as `head` has, is no failure: the exit code stays the command's own.
 pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    print_as_it_is(&harmless(text))
+}
+
+fn print_as_it_is(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    match out.write_all(harmless(text).as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
@@ -110,14 +150,56 @@ pub(super) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{}", harmless(text));
 }
 
-/// The text with control characters escaped, which names from files may have and which can command a terminal.
+/// Whether a character can command a terminal, or turn the order of what is behind it.
+fn commands(character: char) -> bool {
+    let turns = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || character.is_control() && !matches!(character, '\n' | '\t')
+}
+
+/// The text with such characters escaped, which names from files may have.
 fn harmless(text: &str) -> Cow<'_, str> {
-    let commands = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
+    escaped(text, |c| c.escape_default().to_string())
+}
+
+/// The same of JSON, in which they are within strings.
+fn in_json(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| format!("\\u{:04x}", u32::from(c)))
+}
+
+fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
     if !text.contains(commands) {
         return Cow::Borrowed(text);
     }
-    let escaped = |c: char| if commands(c) { c.escape_default().to_string() } else { c.to_string() };
-    Cow::Owned(text.chars().map(escaped).collect())
+    Cow::Owned(text.chars().map(|c| if commands(c) { escape(c) } else { c.to_string() }).collect())
+}
+
+/// That files to be written beside an answer are different ones, and none of the models' own.
+pub(super) fn check_beside<'a>(
+    outputs: &[Option<&Path>],
+    models: impl Iterator<Item = &'a Checkpoint> + Clone,
+) -> crate::Result<()> {
+    // A file that is not there yet is known by its folder.
+    let real = |path: &Path| {
+        let name = path.file_name().unwrap_or_default();
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        path.canonicalize()
+            .or_else(|_| Ok::<_, io::Error>(folder.canonicalize()?.join(name)))
+            .unwrap_or(path.to_owned())
+    };
+    let outputs: Vec<&Path> = outputs.iter().copied().flatten().collect();
+    for (index, output) in outputs.iter().enumerate() {
+        if outputs[..index].iter().any(|other| real(other) == real(output)) {
+            return Err(Error::output(output, "is to be written twice: give each output a name of its own"));
+        }
+        let mut inputs = models.clone().flat_map(Checkpoint::files);
+        if inputs.any(|input| real(input.path()) == real(output)) {
+            return Err(Error::output(
+                output,
+                "is one of the models, which would be lost: give the output another name",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A table without rules, as wide as its content; columns whose heading is in `right` are numbers.
@@ -150,6 +232,32 @@ pub(super) fn table(headings: &[&str], right: &[&str], rows: impl IntoIterator<I
         lines.push('\n');
     }
     lines
+}
+
+/// A table as comma-separated values (RFC 4180, but with plain line ends).
+pub(super) fn csv(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let field = |field: &str| {
+        if field.contains(['"', ',', '\n', '\r']) {
+            format!("\"{}\"", field.replace('"', "\"\""))
+        } else {
+            field.to_owned()
+        }
+    };
+    let line = |fields: &mut dyn Iterator<Item = &str>| fields.map(field).collect::<Vec<_>>().join(",") + "\n";
+    let mut text = line(&mut headings.iter().copied());
+    rows.into_iter().for_each(|row| text += &line(&mut row.iter().map(String::as_str)));
+    text
+}
+
+/// A number with so many digits that count, as `0.01235` or `1.235e-7`.
+pub(super) fn significant(number: f64, digits: usize) -> String {
+    let magnitude = if number == 0.0 { 0 } else { number.abs().log10().floor() as i32 };
+    if (-4..6).contains(&magnitude) {
+        let behind = (digits as i32 - 1 - magnitude).max(0) as usize;
+        format!("{number:.behind$}")
+    } else {
+        format!("{number:.*e}", digits - 1)
+    }
 }
 
 /// `12345678` as `12,345,678`.

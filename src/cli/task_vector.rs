@@ -6,7 +6,7 @@ use crate::adapter::{EMBEDDINGS, Extracted, Extraction, Sketch};
 use crate::checkpoint::{by_extension, is_weights};
 use crate::dtype::{self as numbers, DType};
 use crate::error::{Bytes, Error};
-use crate::recipe::{Difference, Models, Target};
+use crate::recipe::{Difference, Models, Selection, Target};
 use clap::Args;
 use regex::Regex;
 use serde_json::{Value, json};
@@ -76,8 +76,7 @@ impl Run for TaskVector {
         let difference = Difference {
             dtype: self.dtype,
             density: self.density.unwrap_or(1.0),
-            include: self.include.clone(),
-            exclude: self.exclude.clone(),
+            selection: Selection { include: self.include.clone(), exclude: self.exclude.clone() },
         };
         let models = Models::open(std::slice::from_ref(&self.tuned), Some(&self.base), &common.open())?;
         common.check_selected(models.all())?;

@@ -42,6 +42,38 @@ pub(super) trait Isa: Copy {
     /// `width` above it. A bit for each.
     fn compare_magnitudes(self, values: &[f32], low: u32, width: u32) -> (u32, u32);
 
+    /// Adds, for all pairs in row-major order, how many elements have the same sign, and of how many neither is zero.
+    #[inline(always)]
+    fn add_agreement(self, signs: &[Signs], counts: &mut [[u32; 2]]) {
+        let mut counts = counts.iter_mut();
+        for (i, one) in signs.iter().enumerate() {
+            for (other, counts) in signs[i..].iter().zip(&mut counts) {
+                for word in 0..Signs::WORDS {
+                    let same = (one.above[word] & other.above[word]) | (one.below[word] & other.below[word]);
+                    counts[0] += same.count_ones();
+                    counts[1] += (one.any[word] & other.any[word]).count_ones();
+                }
+            }
+        }
+    }
+
+    /// Of 16 pairs of numbers: which first ones are above the second, and which below. A bit for each.
+    fn compare(self, a: &[f32; 16], b: &[f32; 16]) -> (u16, u16);
+    /// Whether there are 32 registers of eight f64.
+    const IS_LARGE: bool = false;
+
+    /// Eight f64, in as many registers as they take.
+    type W: Copy;
+    fn wide_splat(self, value: f64) -> Self::W;
+    fn wide_read(self, values: &[f64]) -> Self::W;
+    fn widen(self, values: &[f32]) -> Self::W;
+    fn wide_subtract(self, a: Self::W, b: Self::W) -> Self::W;
+    /// Whether the machine fuses: to be used only where products are exact, so that it makes no difference.
+    fn wide_add_exact_product(self, a: Self::W, b: Self::W, sum: Self::W) -> Self::W;
+    fn wide_add_product(self, a: Self::W, b: Self::W, sum: Self::W) -> Self::W;
+    /// The sum of the eight: halves are added, then halves of those.
+    fn wide_sum(self, v: Self::W) -> f64;
+
     fn splat(self, value: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
@@ -66,6 +98,29 @@ pub(super) trait Isa: Copy {
     fn load_bf16_halves(self, bytes: &[u8]) -> [Self::V; 2];
     fn store_bf16_halves(self, halves: [Self::V; 2], bytes: &mut [u8]);
 }
+
+/// Which elements of a block of 512 are positive, negative, and either.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Signs {
+    pub(super) above: [u64; Self::WORDS],
+    pub(super) below: [u64; Self::WORDS],
+    pub(super) any: [u64; Self::WORDS],
+}
+
+impl Signs {
+    pub(super) const WORDS: usize = 8;
+    /// Of what is positive and what is negative.
+    #[inline(always)]
+    pub(super) fn of(above: [u64; Self::WORDS], below: [u64; Self::WORDS]) -> Self {
+        Self { above, below, any: std::array::from_fn(|word| above[word] | below[word]) }
+    }
+
+    pub(super) const NONE: Self = Self { above: [0; Self::WORDS], below: [0; Self::WORDS], any: [0; Self::WORDS] };
+}
+
+/// f64 in an [`Isa::W`].
+pub(super) const WIDE: usize = 8;
 
 /// The most lanes of any [`Isa`].
 pub(super) const MAX_LANES: usize = 16;
@@ -178,6 +233,50 @@ impl Isa for Portable {
         }
         (below, within)
     }
+    #[inline(always)]
+    fn compare(self, a: &[f32; 16], b: &[f32; 16]) -> (u16, u16) {
+        let (mut above, mut below) = (0, 0);
+        for i in 0..16 {
+            above |= u16::from(a[i] > b[i]) << i;
+            below |= u16::from(a[i] < b[i]) << i;
+        }
+        (above, below)
+    }
+
+    type W = [f64; WIDE];
+    #[inline(always)]
+    fn wide_splat(self, value: f64) -> Self::W {
+        [value; WIDE]
+    }
+    #[inline(always)]
+    fn wide_read(self, values: &[f64]) -> Self::W {
+        *first(values)
+    }
+    #[inline(always)]
+    fn widen(self, values: &[f32]) -> Self::W {
+        first::<f32, WIDE>(values).map(f64::from)
+    }
+    #[inline(always)]
+    fn wide_subtract(self, a: Self::W, b: Self::W) -> Self::W {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn wide_add_exact_product(self, a: Self::W, b: Self::W, sum: Self::W) -> Self::W {
+        self.wide_add_product(a, b, sum)
+    }
+    #[inline(always)]
+    fn wide_add_product(self, a: Self::W, b: Self::W, sum: Self::W) -> Self::W {
+        let mut out = sum;
+        for i in 0..WIDE {
+            out[i] += a[i] * b[i];
+        }
+        out
+    }
+    #[inline(always)]
+    fn wide_sum(self, [a, b, c, d, e, f, g, h]: Self::W) -> f64 {
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+
     #[inline(always)]
     fn splat(self, value: f32) -> Self::V {
         [value; LANES]

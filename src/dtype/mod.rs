@@ -31,6 +31,7 @@
 //! are kept: nothing here sets, or works under, flush-to-zero.
 
 mod block;
+pub mod gram;
 mod lanes;
 mod scalar;
 mod sum;
@@ -50,7 +51,7 @@ use scalar::{Bf16, Bool, E4m3, E5m2, Element, F16};
 pub enum Simd {
     /// Whatever the compiler makes of plain loops, on any CPU. It defines what the others compute.
     Portable,
-    /// x86-64 with AVX2 and F16C.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and DQ, and all of [`Simd::Avx2`].
     Avx512,

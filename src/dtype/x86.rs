@@ -1,14 +1,15 @@
 //! The registers of x86-64: AVX2 with F16C, and AVX-512.
 //!
 //! Three things differ from the obvious instructions. BF16 is rounded by integer arithmetic, for `vcvtneps2bf16` takes
-//! subnormals for zero. Products and sums are never fused, for `a·b + c` rounded once is another number. Every NaN
+//! subnormals for zero. Products and sums are never fused, for `a·b + c` rounded once is another number, but where the
+//! product is exact. Every NaN
 //! becomes the canonical one just before it is narrowed.
 #![expect(unsafe_code, reason = "intrinsics; each is guarded by a token that only feature detection hands out")]
 
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::lanes::{Isa, Kernel, MAGNITUDE, first, first_mut};
+use super::lanes::{Isa, Kernel, MAGNITUDE, Portable, Signs, first, first_mut};
 use super::scalar::NAN_F32;
 
 /// Bytes of a cache line.
@@ -23,7 +24,36 @@ fn prefetch(input: &[u8], ahead: usize, bytes: usize) {
     }
 }
 
-/// AVX2, F16C and POPCNT are there.
+/// The sum of four f64: halves are added, then what they hold.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sum_of_four(v: __m256d) -> f64 {
+    let halves = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
+    _mm_cvtsd_f64(_mm_add_sd(halves, _mm_unpackhi_pd(halves, halves)))
+}
+
+/// [`Isa::add_agreement`] with an instruction that counts the bits of eight words.
+#[target_feature(enable = "avx512f,avx512vpopcntdq")]
+fn add_agreement(signs: &[Signs], counts: &mut [[u32; 2]]) {
+    // SAFETY: eight words are there.
+    let load = |words: &[u64; Signs::WORDS]| unsafe { _mm512_loadu_epi64(words.as_ptr().cast()) };
+    let mut counts = counts.iter_mut();
+    for (i, one) in signs.iter().enumerate() {
+        let (above, below, any) = (load(&one.above), load(&one.below), load(&one.any));
+        for (other, counts) in signs[i..].iter().zip(&mut counts) {
+            let both_above = _mm512_and_epi64(above, load(&other.above));
+            let same = _mm512_or_epi64(both_above, _mm512_and_epi64(below, load(&other.below)));
+            let neither_zero = _mm512_and_epi64(any, load(&other.any));
+            // Both counts in one word, to be added up once.
+            let wide = _mm512_slli_epi64::<32>(_mm512_popcnt_epi64(neither_zero));
+            let both = _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_popcnt_epi64(same), wide));
+            counts[0] += both as u32;
+            counts[1] += (both >> 32) as u32;
+        }
+    }
+}
+
+/// AVX2, FMA, F16C and POPCNT are there.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(());
 
@@ -35,7 +65,10 @@ impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
         static FOUND: OnceLock<bool> = OnceLock::new();
         let ask = || {
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("popcnt")
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+                && is_x86_feature_detected!("popcnt")
         };
         FOUND.get_or_init(ask).then_some(Self(()))
     }
@@ -64,11 +97,11 @@ impl Isa for Avx2 {
     const LANES: usize = 8;
 
     fn run<K: Kernel>(self, kernel: K) {
-        #[target_feature(enable = "popcnt,avx2,f16c")]
+        #[target_feature(enable = "popcnt,avx2,fma,f16c")]
         fn compiled<K: Kernel>(isa: Avx2, kernel: K) {
             kernel.call(isa);
         }
-        // SAFETY: `self` proves AVX2, F16C and POPCNT.
+        // SAFETY: `self` proves AVX2, FMA, F16C and POPCNT.
         unsafe { compiled(self, kernel) }
     }
 
@@ -92,6 +125,61 @@ impl Isa for Avx2 {
             (mask(below), mask(within))
         }
     }
+    #[inline(always)]
+    fn compare(self, a: &[f32; 16], b: &[f32; 16]) -> (u16, u16) {
+        let half = |at: usize| {
+            let (a, b): (&[f32; 8], &[f32; 8]) = (first(&a[at..]), first(&b[at..]));
+            // SAFETY: `self` proves AVX2; eight f32 are in each.
+            unsafe {
+                let (a, b) = (_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(b.as_ptr()));
+                let above = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b));
+                let below = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b));
+                (above as u16, below as u16)
+            }
+        };
+        let (low, high) = (half(0), half(8));
+        (low.0 | high.0 << 8, low.1 | high.1 << 8)
+    }
+
+    type W = [__m256d; 2];
+    #[inline(always)]
+    fn wide_splat(self, value: f64) -> Self::W {
+        // SAFETY: `self` proves AVX2.
+        unsafe { [_mm256_set1_pd(value); 2] }
+    }
+    #[inline(always)]
+    fn wide_read(self, values: &[f64]) -> Self::W {
+        let values: &[f64; 8] = first(values);
+        // SAFETY: `self` proves AVX2; eight f64 are there.
+        unsafe { [_mm256_loadu_pd(values.as_ptr()), _mm256_loadu_pd(values[4..].as_ptr())] }
+    }
+    #[inline(always)]
+    fn widen(self, values: &[f32]) -> Self::W {
+        let values: &[f32; 8] = first(values);
+        // SAFETY: `self` proves AVX2; eight f32 are there.
+        unsafe { [_mm256_cvtps_pd(_mm_loadu_ps(values.as_ptr())), _mm256_cvtps_pd(_mm_loadu_ps(values[4..].as_ptr()))] }
+    }
+    #[inline(always)]
+    fn wide_subtract(self, a: Self::W, b: Self::W) -> Self::W {
+        // SAFETY: `self` proves AVX2.
+        unsafe { [_mm256_sub_pd(a[0], b[0]), _mm256_sub_pd(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn wide_add_exact_product(self, a: Self::W, b: Self::W, sum: Self::W) -> Self::W {
+        // SAFETY: `self` proves FMA.
+        unsafe { [_mm256_fmadd_pd(a[0], b[0], sum[0]), _mm256_fmadd_pd(a[1], b[1], sum[1])] }
+    }
+    #[inline(always)]
+    fn wide_add_product(self, a: Self::W, b: Self::W, sum: Self::W) -> Self::W {
+        // SAFETY: `self` proves AVX2.
+        unsafe { [_mm256_add_pd(sum[0], _mm256_mul_pd(a[0], b[0])), _mm256_add_pd(sum[1], _mm256_mul_pd(a[1], b[1]))] }
+    }
+    #[inline(always)]
+    fn wide_sum(self, v: Self::W) -> f64 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { sum_of_four(_mm256_add_pd(v[0], v[1])) }
+    }
+
     #[inline(always)]
     fn splat(self, value: f32) -> __m256 {
         // SAFETY: `self` proves AVX2.
@@ -231,13 +319,14 @@ impl Avx512 {
 impl Isa for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
+    const IS_LARGE: bool = true;
 
     fn run<K: Kernel>(self, kernel: K) {
-        #[target_feature(enable = "popcnt,avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+        #[target_feature(enable = "popcnt,avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
         fn compiled<K: Kernel>(isa: Avx512, kernel: K) {
             kernel.call(isa);
         }
-        // SAFETY: `self` proves AVX-512, AVX2, F16C and POPCNT.
+        // SAFETY: `self` proves AVX-512, AVX2, FMA, F16C and POPCNT.
         unsafe { compiled(self, kernel) }
     }
 
@@ -258,6 +347,65 @@ impl Isa for Avx512 {
             (u32::from(below), u32::from(within))
         }
     }
+    #[inline(always)]
+    fn add_agreement(self, signs: &[Signs], counts: &mut [[u32; 2]]) {
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        if *FOUND.get_or_init(|| is_x86_feature_detected!("avx512vpopcntdq")) {
+            // SAFETY: `self` proves AVX-512 F, and the other was found.
+            unsafe { add_agreement(signs, counts) }
+        } else {
+            Portable.add_agreement(signs, counts);
+        }
+    }
+
+    #[inline(always)]
+    fn compare(self, a: &[f32; 16], b: &[f32; 16]) -> (u16, u16) {
+        // SAFETY: `self` proves AVX-512; sixteen f32 are in each.
+        unsafe {
+            let (a, b) = (_mm512_loadu_ps(a.as_ptr()), _mm512_loadu_ps(b.as_ptr()));
+            (_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+        }
+    }
+
+    type W = __m512d;
+    #[inline(always)]
+    fn wide_splat(self, value: f64) -> Self::W {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_set1_pd(value) }
+    }
+    #[inline(always)]
+    fn wide_read(self, values: &[f64]) -> Self::W {
+        let values: &[f64; 8] = first(values);
+        // SAFETY: `self` proves AVX-512; eight f64 are there.
+        unsafe { _mm512_loadu_pd(values.as_ptr()) }
+    }
+    #[inline(always)]
+    fn widen(self, values: &[f32]) -> Self::W {
+        let values: &[f32; 8] = first(values);
+        // SAFETY: `self` proves AVX-512 and AVX2; eight f32 are there.
+        unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(values.as_ptr())) }
+    }
+    #[inline(always)]
+    fn wide_subtract(self, a: Self::W, b: Self::W) -> Self::W {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_sub_pd(a, b) }
+    }
+    #[inline(always)]
+    fn wide_add_exact_product(self, a: Self::W, b: Self::W, sum: Self::W) -> Self::W {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_fmadd_pd(a, b, sum) }
+    }
+    #[inline(always)]
+    fn wide_add_product(self, a: Self::W, b: Self::W, sum: Self::W) -> Self::W {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_add_pd(sum, _mm512_mul_pd(a, b)) }
+    }
+    #[inline(always)]
+    fn wide_sum(self, v: Self::W) -> f64 {
+        // SAFETY: `self` proves AVX-512 and AVX2.
+        unsafe { sum_of_four(_mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd::<1>(v))) }
+    }
+
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
         // SAFETY: `self` proves AVX-512.

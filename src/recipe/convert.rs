@@ -6,7 +6,7 @@
 use super::beside::Beside;
 use super::plan::{Kept, scale_of, stored_type};
 use super::rename::{replaced, within};
-use super::{Operation, Plan, Planned, Rename, Renamed};
+use super::{Operation, Plan, Planned, Rename, Renamed, Selection};
 use crate::adapter::Adapters;
 use crate::checkpoint::{Tensor, TensorView};
 use crate::dtype::{self, DType, Simd};
@@ -22,10 +22,8 @@ pub struct Conversion {
     pub dtype: Option<DType>,
     /// Types for tensors whose name matches; the first match counts.
     pub dtype_for: Vec<(Regex, DType)>,
-    /// Only tensors that match one of these are kept; all if there are none.
-    pub include: Vec<Regex>,
-    /// Tensors that match one of these are left out.
-    pub exclude: Vec<Regex>,
+    /// Which tensors are kept.
+    pub selection: Selection,
     /// How names change, one after the other. Patterns above are of the names before.
     pub rename: Vec<Rename>,
     /// Text that goes with the tensors, beside what the model has.
@@ -33,11 +31,6 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    pub(super) fn keeps(&self, name: &str) -> bool {
-        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
-    }
-
     /// The type a tensor is to have, if another was asked for.
     fn dtype_of(&self, tensor: &Tensor) -> Option<DType> {
         let special =
@@ -77,7 +70,7 @@ impl Conversion {
         let (mut tensors, mut left_out, mut kept_as) = (Vec::new(), renamed.left_out.clone(), Vec::new());
         let mut consumed = HashSet::new();
         for tensor in model.tensors() {
-            if !renamed.is_filtered && !self.keeps(&tensor.name) {
+            if !renamed.is_filtered && !self.selection.takes(&tensor.name) {
                 left_out.push(tensor.name.clone());
                 continue;
             }
@@ -94,7 +87,8 @@ impl Conversion {
             }
         }
         for (tensor, planned) in &tensors {
-            let scale = scale_of(tensor, model).filter(|scale| planned.dtype == tensor.dtype && !self.keeps(scale));
+            let scale =
+                scale_of(tensor, model).filter(|scale| planned.dtype == tensor.dtype && !self.selection.takes(scale));
             if let Some(scale) = scale {
                 let problem =
                     format!("is kept, but its scale `{scale}` is not, without which its numbers mean nothing");

@@ -6,14 +6,13 @@
 
 use super::beside::Beside;
 use super::plan::{keep_ties_typed, scale_of};
-use super::{Models, Operation, Plan, Planned, matches_something};
+use super::{Models, Operation, Plan, Planned, Selection};
 use crate::adapter::Changed;
-use crate::checkpoint::{Checkpoint, Tensor, TensorView};
+use crate::checkpoint::{Tensor, TensorView};
 use crate::dtype::{self, DType, Simd, vector};
 use crate::error::{Error, Mismatch, Result};
 use crate::merge::{About, Base, Blend, BlendKernel, Block, Data, Method, Node, Parameter, Solution, Terms, Weight};
 use crate::stream::{self, Control, Group, Settings};
-use regex::Regex;
 use serde_json::json;
 
 /// How a change is taken, whichever models are given.
@@ -23,15 +22,13 @@ pub struct Difference {
     pub dtype: DType,
     /// The share of each tensor's elements that is kept.
     pub density: f64,
-    /// Only tensors that match one of these are taken; all if there are none.
-    pub include: Vec<Regex>,
-    /// Tensors that match one of these are left out.
-    pub exclude: Vec<Regex>,
+    /// Which tensors are taken.
+    pub selection: Selection,
 }
 
 impl Default for Difference {
     fn default() -> Self {
-        Self { dtype: DType::F32, density: 1.0, include: Vec::new(), exclude: Vec::new() }
+        Self { dtype: DType::F32, density: 1.0, selection: Selection::default() }
     }
 }
 
@@ -128,11 +125,6 @@ impl Difference {
         Ok(pairs.into_iter().map(changed).collect())
     }
 
-    fn takes(&self, name: &str) -> bool {
-        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(name));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
-    }
-
     fn taken<'a>(&self, models: &'a Models, settings: &Settings, control: Control<'_>) -> Result<Taken<'a>> {
         let ([tuned], Some(base)) = (&models.tuned[..], &models.base) else {
             return Err(Error::Recipe("a task vector is of one model and its base".to_owned()));
@@ -140,17 +132,14 @@ impl Difference {
         if !(self.density > 0.0 && self.density <= 1.0) {
             return Err(Error::Recipe(format!("a density is above 0 and at most 1, not {}", self.density)));
         }
-        let include = self.include.iter().map(|pattern| ("--include", pattern));
-        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
-        let names = || models.all().flat_map(Checkpoint::tensors).map(|tensor| tensor.name.as_str());
-        matches_something(include.chain(exclude), names)?;
+        self.selection.check(models.all())?;
         let mut taken = Taken { pairs: Vec::new(), tied: Vec::new(), left_out: Vec::new() };
         let (mut mismatches, mut same) = (Vec::new(), Vec::new());
         let mut mismatch =
             |tensor: &str, problem: String| mismatches.push(Mismatch { tensor: tensor.to_owned(), problem });
         for tensor in base.tensors() {
             let name = tensor.name.as_str();
-            if !self.takes(name) {
+            if !self.selection.takes(name) {
                 taken.left_out.push(tensor.name.clone());
                 continue;
             }
@@ -171,7 +160,7 @@ impl Difference {
                     ),
                 );
             } else if tensor.alias_of.as_ref().is_some_and(|target| {
-                self.takes(target) && other.tensor.alias_of.as_ref() == Some(target) && !models.unties(tensor)
+                self.selection.takes(target) && other.tensor.alias_of.as_ref() == Some(target) && !models.unties(tensor)
             }) {
                 taken.tied.push(tensor);
             } else if dtypes.iter().all(|dtype| dtype.is_real() && dtype::can_decode(*dtype)) {
@@ -188,7 +177,7 @@ impl Difference {
             }
         }
         for tensor in tuned.tensors().iter().filter(|tensor| base.get(&tensor.name).is_none()) {
-            if self.takes(&tensor.name) {
+            if self.selection.takes(&tensor.name) {
                 mismatch(&tensor.name, "is not in the base: --exclude it".to_owned());
             } else {
                 taken.left_out.push(tensor.name.clone());

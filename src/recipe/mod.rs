@@ -16,9 +16,11 @@ mod plan;
 mod planner;
 mod record;
 mod rename;
+mod selection;
 mod storable;
 mod supply;
 mod survey;
+mod tied;
 mod tokens;
 mod yaml;
 
@@ -32,6 +34,7 @@ pub use place::{Anchors, Block, Filter, Layers, Setting, is_before_layers};
 pub(crate) use plan::scale_of;
 pub use plan::{Kept, Operation, Plan, Planned};
 pub use rename::{Rename, Renamed};
+pub use selection::Selection;
 pub use yaml::{Options, RecipeFile, Sources};
 
 use crate::adapter::{self, Adapters, Unplaced};
@@ -42,6 +45,7 @@ use crate::merge::{self, ANY, About, Base, Input, Method, Parameter, Scope, Weig
 use levels::Settings;
 use planner::Rules;
 use regex::Regex;
+use selection::matches_something;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -240,8 +244,7 @@ impl Recipe {
             missing_option: "--missing",
             seed: self.seed,
             dtype: self.dtype,
-            include: self.include.clone(),
-            exclude: self.exclude.clone(),
+            selection: Selection { include: self.include.clone(), exclude: self.exclude.clone() },
             missing: self.missing,
             group: 0,
         }
@@ -311,11 +314,14 @@ impl Recipe {
                 let given = settings.len();
                 return fail(format!("the parameter {name} has {given} values, but there are {count} models"));
             }
-            if let Some(value) = settings.iter().flat_map(Setting::values).find(|value| !(*value as f32).is_finite()) {
-                return fail(format!("the parameter {name} is {value:e}, which is not a finite number of 32 bits"));
-            }
+            let mut values = settings.iter().flat_map(Setting::values);
+            values.try_for_each(|value| known.check(about, value)).map_err(Error::Recipe)?;
         }
         for given in &self.blocks {
+            if let Some(known) = about.parameters.iter().find(|known| known.name == given.parameter) {
+                let mut values = given.setting.values();
+                values.try_for_each(|value| known.check(about, value)).map_err(Error::Recipe)?;
+            }
             if let Some(model) = given.model.filter(|model| *model >= count) {
                 let (parameter, model) = (&given.parameter, model + 1);
                 return fail(format!("--blocks gives {parameter} of model {model}, but there are {count} models"));
@@ -380,19 +386,6 @@ fn number(text: &str) -> Option<f64> {
 
 fn nothing_left() -> Error {
     Error::Recipe("nothing is left to write: no tensor is kept".to_owned())
-}
-
-/// That each pattern matches a name: one that does not is a slip, after which the output would not be what was meant.
-fn matches_something<'a, N: Iterator<Item = &'a str>>(
-    patterns: impl Iterator<Item = (&'static str, &'a Regex)>,
-    names: impl Fn() -> N,
-) -> Result<()> {
-    for (option, pattern) in patterns {
-        if !names().any(|name| pattern.is_match(name)) {
-            return Err(Error::Recipe(format!("{option}: no tensor's name matches `{pattern}`")));
-        }
-    }
-    Ok(())
 }
 
 /// The models of a merge, open.

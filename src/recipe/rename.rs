@@ -65,11 +65,12 @@ impl Conversion {
         let rules: Vec<(Regex, String)> = rules.collect();
         let mut unused = Vec::new();
         if before.is_empty() {
-            note_unused(&rules, &model, |name| self.keeps(name), &mut unused);
+            note_unused(&rules, &model, |name| self.selection.takes(name), &mut unused);
             return Ok(Renamed { model, left_out: Vec::new(), is_filtered: false, rules, unused });
         }
-        check_scales(&model, |name| self.keeps(name))?;
-        let (kept, out): (Vec<_>, Vec<_>) = model.tensors().iter().partition(|tensor| self.keeps(&tensor.name));
+        check_scales(&model, |name| self.selection.takes(name))?;
+        let (kept, out): (Vec<_>, Vec<_>) =
+            model.tensors().iter().partition(|tensor| self.selection.takes(&tensor.name));
         let mut left_out: Vec<String> = out.into_iter().map(|tensor| tensor.name.clone()).collect();
         if kept.is_empty() {
             return Err(super::nothing_left());
@@ -102,8 +103,8 @@ impl Conversion {
     /// That every pattern matches a name of the model.
     fn check_patterns(&self, model: &Checkpoint) -> Result<()> {
         let special = self.dtype_for.iter().map(|(pattern, _)| ("--dtype-for", pattern));
-        let include = self.include.iter().map(|pattern| ("--include", pattern));
-        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
+        let include = self.selection.include.iter().map(|pattern| ("--include", pattern));
+        let exclude = self.selection.exclude.iter().map(|pattern| ("--exclude", pattern));
         let names = || model.tensors().iter().map(|tensor| tensor.name.as_str());
         matches_something(special.chain(include).chain(exclude), names)
     }

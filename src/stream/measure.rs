@@ -1,7 +1,7 @@
 //! The reducing pass.
 
-use super::{Control, Hints, Settings, byte_range, check_proportion, files};
-use crate::checkpoint::TensorView;
+use super::{Control, Hints, Settings, byte_range, check_proportion, files, release};
+use crate::checkpoint::{DataFile, TensorView};
 use crate::error::Result;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -49,13 +49,35 @@ pub fn measure<T: Send>(
     control: Control<'_>,
     tile: impl Fn(usize, &[&[u8]]) -> T + Sync,
 ) -> Result<Vec<Vec<T>>> {
+    // Exact, as most of a million small tensors have one tile.
+    let tiles_of = |group: &Group<'_>| group.elements.div_ceil(TILE / group.block) as usize;
+    let mut by_group: Vec<Vec<T>> = groups.iter().map(|group| Vec::with_capacity(tiles_of(group))).collect();
+    let all = usize::MAX;
+    fold(groups, TILE, all, settings, control, tile, |group, result| by_group[group].push(result))?;
+    Ok(by_group)
+}
+
+/// [`measure`] in tiles of `step` elements, whose results are handed to `combine` in order, `window` of them at a time:
+/// for results that are too large to be kept.
+///
+/// # Errors
+/// As [`measure`].
+pub fn fold<T: Send>(
+    groups: &[Group<'_>],
+    step: u64,
+    window: usize,
+    settings: &Settings,
+    control: Control<'_>,
+    tile: impl Fn(usize, &[&[u8]]) -> T + Sync,
+    mut combine: impl FnMut(usize, T) + Send,
+) -> Result<()> {
     let views = groups.iter().flat_map(|group| group.inputs.iter().copied());
     check_proportion(views.clone())?;
     let tiles: Vec<(usize, Range<u64>)> = groups
         .iter()
         .enumerate()
         .flat_map(|(index, group)| {
-            let step = TILE / group.block;
+            let step = (step / group.block).max(1);
             (0..group.elements)
                 .step_by(step as usize)
                 .map(move |start| (index, start..group.elements.min(start + step)))
@@ -63,42 +85,42 @@ pub fn measure<T: Send>(
         .collect();
     let hints = Hints::new(files(views), settings);
 
-    let results = settings.pool()?.install(|| {
-        tiles
-            .par_iter()
-            .map_init(Vec::new, |buffers: &mut Vec<Vec<u8>>, (index, elements)| {
-                control.check()?;
-                let group = &groups[*index];
-                buffers.resize(buffers.len().max(group.inputs.len()), Vec::new());
-                let range = |input: &TensorView<'_>| byte_range(input, group.elements, elements);
-                let inputs = group
-                    .inputs
-                    .iter()
-                    .zip(buffers)
-                    .map(|(input, buffer)| {
-                        if hints.read_ahead {
-                            let (file, range) = input.extent(range(input));
-                            file.will_need(range);
-                        }
-                        hints.fetch(input, range(input), buffer)
-                    })
-                    .collect::<Result<Vec<_>>>()?;
-                let result = tile(*index, &inputs);
-                for input in &group.inputs {
-                    let range = range(input);
-                    (control.progress)(range.end - range.start);
-                    hints.done(input, range)?;
+    let pool = settings.pool()?;
+    let visit = |buffers: &mut Vec<Vec<u8>>, (index, elements): &(usize, Range<u64>)| {
+        control.check()?;
+        let group = &groups[*index];
+        buffers.resize(buffers.len().max(group.inputs.len()), Vec::new());
+        let range = |input: &TensorView<'_>| byte_range(input, group.elements, elements);
+        let inputs = group
+            .inputs
+            .iter()
+            .zip(buffers)
+            .map(|(input, buffer)| {
+                if hints.read_ahead {
+                    let (file, range) = input.extent(range(input));
+                    file.will_need(range);
                 }
-                Ok(result)
+                hints.fetch(input, range(input), buffer)
             })
-            .collect::<Result<Vec<T>>>()
+            .collect::<Result<Vec<_>>>()?;
+        let result = tile(*index, &inputs);
+        for input in &group.inputs {
+            let range = range(input);
+            (control.progress)(range.end - range.start);
+            hints.done(input, range)?;
+        }
+        Ok(result)
+    };
+    pool.install(|| -> Result<()> {
+        for tiles in tiles.chunks(window.max(1)) {
+            let results: Vec<T> = tiles.par_iter().map_init(Vec::new, visit).collect::<Result<_>>()?;
+            tiles.iter().zip(results).for_each(|((index, _), result)| combine(*index, result));
+        }
+        Ok(())
     })?;
-
-    // Exact, as most of a million small tensors have one tile.
-    let tiles_of = |group: &Group<'_>| group.elements.div_ceil(TILE / group.block) as usize;
-    let mut by_group: Vec<Vec<T>> = groups.iter().map(|group| Vec::with_capacity(tiles_of(group))).collect();
-    for ((index, _), result) in tiles.into_iter().zip(results) {
-        by_group[index].push(result);
+    files(groups.iter().flat_map(|group| group.inputs.iter().copied())).try_for_each(DataFile::check_unchanged)?;
+    if hints.maps {
+        release(groups.iter().flat_map(|group| group.inputs.iter().copied()), &pool);
     }
-    Ok(by_group)
+    Ok(())
 }

@@ -29,6 +29,14 @@ impl<'a> Scan<'a> {
         self.group.elements
     }
 
+    /// Whether the run is to go on.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::Error::Interrupted) if it is to stop.
+    pub fn check(&self) -> Result<()> {
+        self.control.check()
+    }
+
     /// Whether all elements have been passed over.
     #[must_use]
     pub fn is_known(&self) -> bool {

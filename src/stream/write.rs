@@ -1,6 +1,6 @@
 //! The writing pass.
 
-use super::{Control, Hints, Settings, byte_range, files};
+use super::{Control, Hints, Settings, byte_range, files, release};
 use crate::checkpoint::TensorView;
 use crate::error::Result;
 use crate::output::StagedFile;
@@ -116,7 +116,8 @@ pub fn write(
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let all_sums = Mutex::new(Vec::new());
-    settings.pool()?.broadcast(|_| {
+    let pool = settings.pool()?;
+    pool.broadcast(|_| {
         let mut worker = Worker { buffers: vec![Vec::new(); inputs as usize], out: Vec::new(), sums: Vec::new() };
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
@@ -137,6 +138,9 @@ pub fn write(
         all_sums.lock().unwrap_or_else(|poison| poison.into_inner()).append(&mut worker.sums);
     });
     failure.into_inner().unwrap_or_else(|poison| poison.into_inner()).map_or(Ok(()), Err)?;
+    if hints.maps {
+        release(items.iter().flat_map(|item| item.inputs.iter().copied()), &pool);
+    }
     Ok(combined(items.len(), all_sums.into_inner().unwrap_or_else(|poison| poison.into_inner())))
 }
 

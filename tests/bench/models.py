@@ -1,6 +1,6 @@
-"""Write large random BF16 Llama folders, and mergekit's configs for merging them.
+"""Write large random BF16 (or F16) Llama folders, and mergekit's configs for merging them.
 
-    python models.py OUT [--gb 1.0] [--count 3]
+    python models.py OUT [--gb 1.0] [--count 3] [--f16]
 
 makes OUT/m0, OUT/m1, ..., each a config.json and one model.safetensors of about GB * 10^9
 bytes, and OUT/mergekit-linear.yml and OUT/mergekit-task-arithmetic.yml. The tensors have
@@ -66,14 +66,14 @@ def model_shapes(layers: int) -> Shapes:
     }
 
 
-def write_weights(path: Path, shapes: Shapes, seed: int) -> None:
+def write_weights(path: Path, shapes: Shapes, seed: int, f16: bool) -> None:
     """Write the file as safetensors does: sorted names, header padded to 8 bytes."""
     header = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in sorted(shapes):
         start, end = end, end + size(shapes[name])
         header[name] = {
-            "dtype": "BF16",
+            "dtype": "F16" if f16 else "BF16",
             "shape": shapes[name],
             "data_offsets": [start, end],
         }
@@ -86,7 +86,8 @@ def write_weights(path: Path, shapes: Shapes, seed: int) -> None:
         file.write(encoded)
         for name in sorted(shapes):
             values = torch.randn(shapes[name], generator=generator).mul_(STD)
-            file.write(values.bfloat16().view(torch.uint8).numpy())
+            values = values.half() if f16 else values.bfloat16()
+            file.write(values.view(torch.uint8).numpy())
 
 
 def write_config(path: Path, layers: int) -> None:
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument(
         "--count", type=int, default=3, help="models; the configs need three"
     )
+    parser.add_argument("--f16", action="store_true", help="F16 in place of BF16")
     args = parser.parse_args()
 
     layers = layer_count(args.gb * 1e9)
@@ -142,7 +144,7 @@ def main() -> None:
         folder = out / f"m{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder / "config.json", layers)
-        write_weights(folder / "model.safetensors", shapes, seed)
+        write_weights(folder / "model.safetensors", shapes, seed, args.f16)
     write_mergekit_configs(out)
 
 
