@@ -203,6 +203,64 @@ fn diff_tells_equal_from_different() -> Outcome {
 }
 
 #[test]
+fn diff_draws_where_models_differ() -> Outcome {
+    let folder = tempdir()?;
+    let model = |change: f64| {
+        let names = ["blocks.10.q.weight", "blocks.9.q.weight", "blocks.9.k.weight", "norm.weight"];
+        let with = |model: Model, name| model.with(name, DType::F32, &[2], &[1.0 + change, 2.0]);
+        names.into_iter().fold(Model::new(), with)
+    };
+    model(0.0).write(folder.path().join("a.st"))?;
+    model(0.5).write(folder.path().join("b.st"))?;
+    Model::new().with("other", DType::F32, &[1], &[1.0]).write(folder.path().join("c.st"))?;
+
+    let ran = run(folder.path(), "diff a.st b.st --plot map.svg --json");
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(1), "wrote map.svg\n"));
+    assert_eq!(ran.json()["equal"], json!(false));
+    let svg = std::fs::read_to_string(folder.path().join("map.svg"))?;
+    for text in [
+        "How far a.st is from b.st\n",
+        "‖a − b‖ / ‖b‖\n",
+        "blocks.10\n",
+        "q.weight\n",
+        "norm\n",
+        "0.200\n",
+        "not defined\n",
+    ] {
+        assert!(svg.contains(text), "{text}");
+    }
+    assert!(svg.find("blocks.9\n") < svg.find("blocks.10\n"), "layers stand in the order of their numbers");
+
+    let ran = run(folder.path(), "diff a.st a.st -q --theme dark --plot map.PNG");
+    assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+    assert_eq!(std::fs::read(folder.path().join("map.PNG"))?[..8], *b"\x89PNG\r\n\x1a\n");
+
+    // Types that differ are compared for the picture.
+    let half = Model::new().with("norm.weight", DType::F16, &[2], &[1.5, 2.0]);
+    half.write(folder.path().join("half.st"))?;
+    let ran = run(folder.path(), "diff half.st a.st --plot half.svg");
+    assert!(ran.code == Some(1) && ran.stdout.contains("type F16 against F32"), "{ran:?}");
+    assert!(std::fs::read_to_string(folder.path().join("half.svg"))?.contains("0.224\n"));
+    std::fs::remove_file(folder.path().join("half.st"))?;
+    std::fs::remove_file(folder.path().join("half.svg"))?;
+
+    let ran = run(folder.path(), "diff a.st c.st --plot none.svg");
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stdout.contains("only in a.st: norm.weight") && ran.stderr.contains("there are no numbers"), "{ran:?}");
+    for (arguments, why) in [
+        ("--plot map.pdf", "pictures are .svg or .png"),
+        ("--plot map", "pictures are .svg or .png"),
+        ("--theme dark", "--plot <FILE>"),
+        ("--plot map.svg --theme grey", "[possible values: light, dark]"),
+    ] {
+        let ran = run(folder.path(), &format!("diff a.st b.st {arguments}"));
+        assert!(ran.code == Some(2) && ran.stderr.contains(why), "{arguments}: {ran:?}");
+    }
+    assert_eq!(names_in(folder.path()), ["a.st", "b.st", "c.st", "map.PNG", "map.svg"]);
+    Ok(())
+}
+
+#[test]
 fn diff_sees_names_shapes_types_and_bytes() -> Outcome {
     let folder = tempdir()?;
     let path = folder.path();
@@ -493,5 +551,22 @@ fn a_scalar_is_the_same_in_formats_without_scalars() -> Outcome {
         let merged = read(&path.join("o.st"))?;
         assert_eq!((merged.tensors["s"].shape.as_slice(), merged.values("s")), (shape, vec![3.0]));
     }
+    Ok(())
+}
+
+#[test]
+fn what_looks_at_files_as_they_are_takes_no_adapters() -> Outcome {
+    let folder = tempdir()?;
+    let path = folder.path();
+    for name in ["a.st", "b.st", "c+b.st"] {
+        Model::new().f32("x", &[1.0]).write(path.join(name))?;
+    }
+    for command in ["diff b.st a.st+b.st", "diff a.st+none.st b.st", "inspect a.st+b.st"] {
+        run(path, command).fails(1, &["a.st+", "ckptmerge convert MODEL+ADAPTER -o OUT"]);
+    }
+    // A path may have the sign in it, and one that is not there is just that.
+    run(path, "diff c+b.st b.st").ok();
+    let said = run(path, "diff none+b.st b.st").fails(1, &["cannot open none+b.st"]).stderr;
+    assert!(!said.contains("ADAPTER"), "{said}");
     Ok(())
 }
