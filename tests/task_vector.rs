@@ -252,3 +252,19 @@ fn what_cannot_be_a_task_vector_is_refused() -> Outcome {
     assert_eq!(names_in(&folder.path().join("mine")), ["notes.txt"]);
     Ok(())
 }
+
+#[test]
+fn a_lora_that_its_type_cannot_hold_is_refused() -> Outcome {
+    let folder = tempdir()?;
+    let write = |name: &str, size: f64| {
+        let values: Vec<f64> = Random(3).values(64).iter().map(|x| x * size).collect();
+        Model::new().with("a.weight", DType::F32, &[8, 8], &values).write(folder.path().join(name))
+    };
+    write("base.st", 0.0)?;
+    write("tuned.st", 1e12)?;
+    run(folder.path(), "task-vector base.st tuned.st --rank 2 --dtype f16 -o lora")
+        .fails(1, &["`a.weight`", "more than F16 holds"]);
+    assert!(!folder.path().join("lora").exists());
+    run(folder.path(), "task-vector base.st tuned.st --rank 2 -o lora").ok();
+    Ok(())
+}

@@ -139,7 +139,7 @@ impl Extraction {
                 match part {
                     Part::Whole(_) => {
                         let offset = offsets.next().flatten().unwrap_or(0);
-                        self.store(&file, offset, &data.whole_input(0)?)?;
+                        self.store(changed, &file, offset, &data.whole_input(0)?)?;
                     }
                     Part::Product { rank, embedding, .. } => {
                         let places = [offsets.next(), offsets.next()].map(|offset| offset.flatten().unwrap_or(0));
@@ -255,14 +255,23 @@ impl Extraction {
         } else {
             (right, left)
         };
-        self.store(file, places[0], &a)?;
-        self.store(file, places[1], &b)?;
+        self.store(changed, file, places[0], &a)?;
+        self.store(changed, file, places[1], &b)?;
         Ok(factored.captured)
     }
 
-    fn store(&self, file: &StagedFile, offset: u64, values: &[f32]) -> Result<()> {
+    fn store(&self, changed: &Changed<'_>, file: &StagedFile, offset: u64, values: &[f32]) -> Result<()> {
         let mut bytes = vec![0; values.len() * self.dtype.bytes().unwrap_or(size_of::<f32>())];
         dtype::encode(Simd::detect(), self.dtype, values, &mut bytes);
+        let mut stored = vec![0.0; values.len()];
+        dtype::decode(Simd::detect(), self.dtype, &bytes, &mut stored);
+        if let Some(lost) = stored.iter().position(|value| !value.is_finite()) {
+            let (number, dtype) = (values[lost], self.dtype);
+            let problem = format!(
+                "changed too much: {number:e} is more than {dtype} holds; choose another --dtype, or --exclude it"
+            );
+            return Err(Error::Mismatch(vec![Mismatch { tensor: changed.name.clone(), problem }]));
+        }
         file.write_at(offset, &bytes)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Vectors are f32 numbers, or differences of two, which are taken in f64. A product of two f32 is exact in f64, so that
 //! a machine may fuse it with the addition behind it without that anybody can tell; products of differences are rounded
-//! first, on every machine. Each pair keeps [`WIDE`] partial sums over a block, whatever the registers' width, so the
+//! first, on every machine. Each pair keeps eight partial sums over a block, whatever the registers' width, so the
 //! numbers do not depend on the instruction set, or on which other vectors there are.
 
 mod registers;
