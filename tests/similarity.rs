@@ -1,7 +1,11 @@
 //! Task vectors compared: against sums in f64 over numbers decoded here, and where the answer is known.
 
 use crate::model::{Model, Outcome, Random, read, run, snapshot, write};
+use ckptmerge::analysis::{By, Vectors, similarity};
+use ckptmerge::checkpoint::Checkpoint;
 use ckptmerge::dtype::DType;
+use ckptmerge::error::Error;
+use ckptmerge::stream::{Control, Settings};
 use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::{TempDir, tempdir};
@@ -371,5 +375,24 @@ fn pictures_are_drawn() -> Outcome {
         run(folder.path(), command).fails(1, &[says, "nothing was written"]);
     }
     assert!(before == snapshot(folder.path()));
+    Ok(())
+}
+
+#[test]
+fn a_model_that_changes_under_the_pass_is_an_error() -> Outcome {
+    let folder = tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    model(&[("w", &[1.0, 2.0])]).write(path("a.st"))?;
+    model(&[("w", &[3.0, 5.0])]).write(path("b.st"))?;
+    let (a, b) = (Checkpoint::open(path("a.st"))?, Checkpoint::open(path("b.st"))?);
+    let labels = ["b".to_owned(), "a".to_owned()];
+    let vectors = Vectors::of(&[&b], Some(&a), &labels, &|_| true, false)?;
+    let settings = Settings::default();
+    let take = || similarity(&vectors, By::Model, &settings, Control::none());
+    assert_eq!(take()?.total.product(0, 0), 13.0);
+    let mut bytes = std::fs::read(path("b.st"))?;
+    bytes.extend([0; 8]);
+    std::fs::write(path("b.st"), bytes)?;
+    assert!(matches!(take(), Err(Error::Changed { .. })), "{:?}", take());
     Ok(())
 }

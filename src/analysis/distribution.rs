@@ -19,7 +19,6 @@ use super::vectors::Vectors;
 use crate::dtype::Simd;
 use crate::error::{Error, Result};
 use crate::stream::{self, Control, Group, Settings, TILE};
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// The quantiles that tell how numbers are spread, as shares of them: quartiles, and tails of 1 and 5 %.
@@ -85,15 +84,20 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn new(vectors: &Vectors<'a>, by: By) -> Self {
-        let (mut all, mut index): (Vec<Part<'a>>, HashMap<&str, usize>) = (Vec::new(), HashMap::new());
+        let (mut names, part_of) = vectors.parts(by);
+        if by == By::Model {
+            names.push("");
+        }
+        let new = |name| Part {
+            name,
+            elements: 0,
+            found: vec![Distribution::default(); vectors.models],
+            searches: Vec::new(),
+        };
+        let mut all: Vec<Part<'a>> = names.into_iter().map(new).collect();
         let mut of: Vec<(usize, usize)> = Vec::new();
-        for (place, (vector, part)) in vectors.tensors.iter().zip(vectors.parts(by)).enumerate() {
-            let name = part.unwrap_or_default();
-            let part = *index.entry(name).or_insert_with(|| {
-                let found = vec![Distribution::default(); vectors.models];
-                all.push(Part { name, elements: 0, found, searches: Vec::new() });
-                all.len() - 1
-            });
+        for (place, (vector, part)) in vectors.tensors.iter().zip(part_of).enumerate() {
+            let part = part.unwrap_or(0);
             all[part].elements += vector.models.first().map_or(0, |view| view.tensor.elements);
             of.push((part, place));
         }
@@ -111,7 +115,7 @@ impl<'a> Parts<'a> {
 /// is exact: no sketch, no histogram stands for the elements.
 ///
 /// # Errors
-/// As [`stream::measure`]; [`Error::Changed`] if a file changes between two passes.
+/// As [`stream::measure`], between two passes as well.
 pub fn distributions(
     vectors: &Vectors<'_>,
     by: By,
@@ -132,9 +136,6 @@ pub fn distributions(
             return Err(Error::Recipe(format!("the tensors, `{name}` and others, changed while they were read")));
         }
         find(vectors, &mut parts, &mut total, settings, control)?;
-        // Of a file that changed since the first pass the elements would be neither the old nor the new.
-        let views = vectors.tensors.first().into_iter().flat_map(|vector| vector.models.iter().chain(&vector.base));
-        stream::check_unchanged(views.map(|view| view.checkpoint))?;
         passes += 1;
     }
     for part in &mut parts.all {

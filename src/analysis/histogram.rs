@@ -7,7 +7,6 @@ use super::vectors::Vectors;
 use crate::dtype::Simd;
 use crate::error::{Bytes, Error, Result};
 use crate::stream::{self, Control, Settings, TILE};
-use std::collections::HashMap;
 
 /// Bytes that the results of the tiles in work may take together.
 const RESULTS: usize = 8 << 20;
@@ -84,27 +83,16 @@ pub fn histograms(
     let edge = |index: usize| end * ((2.0 * index as f64 - bins as f64) / bins as f64);
     let edges: Vec<f64> = (0..=bins).map(edge).collect();
     let models = vectors.models;
-    let mut parts: Vec<(String, Vec<Counted>)> = Vec::new();
-    let mut index: HashMap<&str, usize> = HashMap::new();
-    let part_of: Vec<Option<usize>> = vectors
-        .parts(by)
-        .into_iter()
-        .map(|part| {
-            let part = part?;
-            Some(*index.entry(part).or_insert_with(|| {
-                parts.push((part.to_owned(), Vec::new()));
-                parts.len() - 1
-            }))
-        })
-        .collect();
-    let bytes = Bytes(8 * (bins * models * (parts.len() + 1)) as u64);
+    let (names, part_of) = vectors.parts(by);
+    let bytes = Bytes(8 * (bins * models * (names.len() + 1)) as u64);
     if bytes > MOST {
         let message =
-            format!("the counts of {} parts would take {bytes}: ask for fewer bins or larger parts", parts.len());
+            format!("the counts of {} parts would take {bytes}: ask for fewer bins or larger parts", names.len());
         return Err(Error::Recipe(message));
     }
     let mut total = vec![Counted::new(bins); models];
-    parts.iter_mut().for_each(|(_, part)| part.clone_from(&total));
+    let mut parts: Vec<(String, Vec<Counted>)> =
+        names.into_iter().map(|name| (name.to_owned(), total.clone())).collect();
     let simd = Simd::detect();
     let window = (RESULTS / (8 * bins * models).max(1)).clamp(2 * settings.threads(), 256);
     stream::fold(

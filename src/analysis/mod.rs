@@ -25,21 +25,37 @@ pub use similarity::{By, Products, Similarity, similarity};
 pub use stats::{Stats, stats};
 pub use vectors::{Vector, Vectors};
 
+use crate::dtype::vector::{self, Loop};
 use crate::dtype::{self, DType, Simd};
 
 /// Elements that are decoded at a time, to stay in the first-level cache: 32 KiB of f64.
 const SCRATCH: usize = 4096;
 
-/// Elements of a type as f64, exactly but for 64-bit integers beyond 2⁵³.
-fn decode_f64(simd: Simd, dtype: DType, bytes: &[u8], scratch: &mut [f32; SCRATCH], out: &mut [f64]) {
+/// Elements of a type as f64, exactly but for 64-bit integers beyond 2⁵³; `scratch` has room for as many.
+fn decode_f64(simd: Simd, dtype: DType, bytes: &[u8], scratch: &mut [f32], out: &mut [f64]) {
     match dtype {
         DType::F64 | DType::I64 | DType::U64 | DType::I32 | DType::U32 => dtype::decode_f64(dtype, bytes, out),
         _ => {
             let scratch = &mut scratch[..out.len()];
             dtype::decode(simd, dtype, bytes, scratch);
-            for (out, value) in out.iter_mut().zip(scratch) {
-                *out = f64::from(*value);
-            }
+            vector::run(Widen { narrow: scratch, wide: out });
+        }
+    }
+}
+
+/// `wide[i] = narrow[i]`
+struct Widen<'a> {
+    narrow: &'a [f32],
+    wide: &'a mut [f64],
+}
+
+impl Loop for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (wide, narrow) in self.wide.iter_mut().zip(self.narrow) {
+            *wide = f64::from(*narrow);
         }
     }
 }

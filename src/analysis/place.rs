@@ -9,7 +9,6 @@ use std::collections::{BTreeSet, HashMap};
 /// `model.layers.7`. A name without a number is its last part in the rest: `weight` in `model.norm`.
 #[must_use]
 pub fn layer_and_block(name: &str) -> (&str, &str) {
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     let mut end = None;
     let mut start = 0;
     for part in name.split('.') {
@@ -68,8 +67,8 @@ fn split_where_counted<'a>(names: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     names.iter().map(split).collect()
 }
 
-/// Splits names into layers and what tensors are in them: plainly, behind the last number, or where the table of that is large and hardly filled, where layers
-/// count, if that is better. Even so of a diffusion model's cells hardly a third have a tensor.
+/// Splits names into layers and what tensors are in them: as [`layer_and_block`] does, or where the table of that is large
+/// and hardly filled, where layers count, if that is better. Even so of a diffusion model's cells hardly a third have a tensor.
 #[must_use]
 pub fn layers_and_blocks<'a>(names: &[&'a str]) -> Vec<(&'a str, &'a str)> {
     let size = |split: &Vec<(&str, &str)>| {

@@ -8,6 +8,7 @@
 //! Differences and sums are f64, in tiles of a fixed size that are added in the order of the file: the numbers are the
 //! same bits for any number of threads, and within about 1e-15 of exact arithmetic for their size.
 
+use super::elements;
 use super::place::{layers_and_blocks, natural};
 use super::vectors::Vectors;
 use crate::dtype::gram::{BLOCK, Base, Block, Numbers, Registers, Sums};
@@ -15,7 +16,6 @@ use crate::dtype::{self, DType, Simd};
 use crate::error::Result;
 use crate::stream::{self, Control, Settings, TILE};
 use faer::{Mat, Side};
-use std::collections::HashMap;
 
 /// What is put together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -221,18 +221,9 @@ const RESULTS: usize = 16 << 20;
 /// As [`stream::measure`].
 pub fn similarity(vectors: &Vectors<'_>, by: By, settings: &Settings, control: Control<'_>) -> Result<Similarity> {
     let groups = vectors.groups();
-    let (mut parts, mut index): (Vec<(String, Products)>, HashMap<&str, usize>) = (Vec::new(), HashMap::new());
-    let part_of: Vec<Option<usize>> = vectors
-        .parts(by)
-        .into_iter()
-        .map(|part| {
-            let part = part?;
-            Some(*index.entry(part).or_insert_with(|| {
-                parts.push((part.to_owned(), Products::new(vectors.models)));
-                parts.len() - 1
-            }))
-        })
-        .collect();
+    let (names, part_of) = vectors.parts(by);
+    let new = |name: &str| (name.to_owned(), Products::new(vectors.models));
+    let mut parts: Vec<(String, Products)> = names.into_iter().map(new).collect();
     let mut total = Products::new(vectors.models);
     let simd = Simd::detect();
     // A tile's results: 16 bytes for each pair.
@@ -286,17 +277,10 @@ impl Tile {
         let mut base_block = Block::new(simd, usize::from(has_base));
         let (mut numbers, mut base) = (Numbers::new(), Base::new());
         let (mut wide, mut wide_base) = ([0.0f64; BLOCK], [0.0f64; BLOCK]);
-        let elements =
-            |dtype: DType, bytes: usize| bytes / dtype.block_bytes() as usize * dtype.block_elements() as usize;
-        let bytes =
-            |dtype: DType, elements: usize| elements / dtype.block_elements() as usize * dtype.block_bytes() as usize;
-        let all = elements(dtypes[0], inputs[0].len());
+        let all = elements::count(dtypes[0], inputs[0]);
         for start in (0..all).step_by(BLOCK) {
             let count = BLOCK.min(all - start);
-            let part = |input: usize| {
-                let dtype = dtypes[input];
-                &inputs[input][bytes(dtype, start)..][..bytes(dtype, count)]
-            };
+            let part = |input: usize| elements::part(dtypes[input], inputs[input], start, count);
             if in_registers && count == BLOCK {
                 parts.clear();
                 parts.extend((0..models).map(part));

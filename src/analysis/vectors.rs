@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, TensorView};
 use crate::dtype;
 use crate::error::{Error, Mismatch, Result};
 use crate::stream::Group;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What all models have in common.
 #[derive(Debug)]
@@ -112,9 +112,18 @@ impl<'a> Vectors<'a> {
         Ok(found)
     }
 
-    /// What each tensor is part of.
-    pub(super) fn parts(&self, by: By) -> Vec<Option<&'a str>> {
-        by.parts(&self.tensors.iter().map(|vector| vector.name).collect::<Vec<_>>())
+    /// The names of the parts, as they come, and the number of the part that each tensor is in.
+    pub(super) fn parts(&self, by: By) -> (Vec<&'a str>, Vec<Option<usize>>) {
+        let names: Vec<&'a str> = self.tensors.iter().map(|vector| vector.name).collect();
+        let (mut parts, mut index): (Vec<&str>, HashMap<&str, usize>) = (Vec::new(), HashMap::new());
+        let mut number = |part: &'a str| {
+            *index.entry(part).or_insert_with(|| {
+                parts.push(part);
+                parts.len() - 1
+            })
+        };
+        let part_of = by.parts(&names).into_iter().map(|part| part.map(&mut number)).collect();
+        (parts, part_of)
     }
 
     /// How many bytes a pass over them reads.

@@ -3,8 +3,8 @@
 //! Two passes serve everything. [`write()`] fills an output file: units of consecutive output bytes are handed to
 //! threads in file order; each unit's inputs are taken from the maps, or read into buffers of the thread's own, run
 //! through the tensor's kernel into one buffer, and written at their place. [`measure`] reduces: each tensor is cut into
-//! tiles of a fixed number of elements, and the tiles' results come back in order ([`fold`]: a few at a time). What either computes therefore does
-//! not depend on the number of threads, on the unit's size or on how the bytes were fetched.
+//! tiles of a fixed number of elements, and the tiles' results come back in order ([`fold`]: a few at a time). What either
+//! computes therefore does not depend on the number of threads, on the unit's size or on how the bytes were fetched.
 //!
 //! Memory is threads × (output unit + inputs × unit where they are not mapped), whatever the size of the model.
 
@@ -149,8 +149,8 @@ fn files<'a>(views: impl Iterator<Item = TensorView<'a>>) -> impl Iterator<Item 
     unique.into_values().collect::<Vec<_>>().into_iter()
 }
 
-/// Lets go of the mapped pages of some tensors, for the last time, on the threads of a pool. Otherwise one thread does it as
-/// the process ends, in a tenth of the time that the pass took.
+/// Lets go of the mapped pages of some tensors behind a pass over them, on the threads of a pool. Otherwise one thread does
+/// it as the process ends, in a tenth of the time that the pass took.
 fn release<'a>(views: impl Iterator<Item = TensorView<'a>>, pool: &rayon::ThreadPool) {
     /// Bytes that a thread lets go of at a time.
     const PART: u64 = 64 << 20;

@@ -192,7 +192,8 @@ mod tests {
                 let (mut products, mut agreement, mut base_sum) = (vec![0.0; pairs], vec![[0; 2]; pairs], 0.0);
                 let (mut numbers, mut base) = (Numbers::new(), Base::new());
                 base.decode(simd, dtype, &below, BLOCK);
-                let mut block = Block::new(simd, count);
+                // Nothing is fused there.
+                let mut block = Block::new(Simd::Portable, count);
                 block.start(BLOCK);
                 for (i, bytes) in vectors.iter().enumerate() {
                     numbers.decode(simd, dtype, bytes, BLOCK);
