@@ -76,6 +76,9 @@ pub enum Error {
     /// What was asked for contradicts itself or cannot be done.
     #[error("{0}")]
     Recipe(String),
+    /// A graphics processor cannot be used.
+    #[error("{0}")]
+    Gpu(String),
     /// The output cannot go where it was asked to.
     #[error("{}: {message}; nothing was written", shown(path))]
     Output {

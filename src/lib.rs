@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod dtype;
 pub mod error;
+pub mod gpu;
 pub mod merge;
 pub mod names;
 mod os;

@@ -4,7 +4,7 @@
 
 #![cfg_attr(
     any(target_os = "linux", feature = "cli"),
-    expect(unsafe_code, reason = "mincore, sync_file_range and signal have no safe wrapper")
+    expect(unsafe_code, reason = "mincore, sync_file_range, signal and setenv have no safe wrapper")
 )]
 
 use std::fs::File;
@@ -110,6 +110,16 @@ pub(crate) fn available_memory() -> Option<u64> {
 pub(crate) fn survive_file_size_limits() {
     // SAFETY: ignoring a signal runs no code of ours, and only the binary does it, before it starts threads.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Leaves out Mesa's layer that asks a desktop which device it prefers: where there is none, it says so on stderr, and we
+/// order the devices ourselves.
+#[cfg(all(feature = "cli", feature = "gpu"))]
+pub(crate) fn ask_no_desktop_for_devices() {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: only the binary does it, before it starts threads, so that nobody reads the environment meanwhile.
+        unsafe { std::env::set_var("NODEVICE_SELECT", "1") };
+    }
 }
 
 /// Runs `install`, which may set handlers for the signals that ask a process to end, and takes them back for those that
