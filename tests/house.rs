@@ -2,6 +2,7 @@
 
 use crate::model::{Outcome, names_in, root, run};
 use ckptmerge::checkpoint::FORMATS;
+use ckptmerge::gpu::KERNELS;
 use ckptmerge::merge::METHODS;
 use ckptmerge::names::NAME_MAPS;
 use regex::Regex;
@@ -10,16 +11,20 @@ use std::path::{Path, PathBuf};
 
 /// What each module of `src/` may use, beside [`ANYWHERE`].
 const LAYERS: &[(&str, &[&str])] = &[
-    ("cli", &["recipe", "adapter", "names", "merge", "analysis", "plot", "stream", "checkpoint", "output", "dtype"]),
+    (
+        "cli",
+        &["recipe", "adapter", "names", "merge", "analysis", "plot", "stream", "checkpoint", "output", "gpu", "dtype"],
+    ),
     ("recipe", &["adapter", "names", "merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
     ("adapter", &["names", "merge", "stream", "checkpoint", "output", "dtype"]),
     ("names", &["checkpoint"]),
-    ("merge", &["stream", "checkpoint", "dtype"]),
+    ("merge", &["stream", "checkpoint", "gpu", "dtype"]),
     ("analysis", &["stream", "checkpoint", "output", "dtype"]),
     ("plot", &[]),
-    ("stream", &["checkpoint", "output", "dtype"]),
+    ("stream", &["checkpoint", "output", "gpu", "dtype"]),
     ("checkpoint", &["dtype"]),
     ("output", &["dtype"]),
+    ("gpu", &["dtype"]),
     ("dtype", &[]),
     ("error", &[]),
     ("os", &[]),
@@ -264,6 +269,35 @@ fn every_format_is_in_the_table() {
     }
     let ids: BTreeSet<&str> = FORMATS.iter().map(|format| format.id()).collect();
     assert_eq!([ids.len(), FORMATS.len()], [implemented; 2], "{ids:?}: each format is a line of FORMATS");
+}
+
+#[test]
+fn every_shader_is_in_the_table() {
+    // What is no kernel is put before or behind one.
+    let parts = ["prelude", "power", "native_f16"];
+    let generator = std::fs::read_to_string(root().join("src/gpu/shaders.rs")).expect("the table is there");
+    let mut files = names_in(&root().join("shaders"));
+    files.retain(|name| name != "README.md");
+    let mut kernels = BTreeSet::new();
+    for file in &files {
+        let name = file.strip_suffix(".wgsl").unwrap_or_else(|| panic!("shaders/{file} is no shader"));
+        let text = std::fs::read_to_string(root().join("shaders").join(file)).expect("shaders are UTF-8");
+        assert!(text.starts_with("// "), "shaders/{file} does not say what it is for");
+        assert!(text.lines().count() <= LONGEST, "shaders/{file} is too long");
+        if parts.contains(&name) {
+            assert!(generator.contains(&format!("shaders/{name}.wgsl")), "shaders/{file} is put to none");
+        } else {
+            assert!(
+                text.contains("Bindings:") && text.contains("Workgroups:"),
+                "shaders/{file} does not say how it is run"
+            );
+            kernels.insert(name);
+        }
+    }
+    let names: Vec<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
+    let table: BTreeSet<&str> = names.iter().copied().collect();
+    assert_eq!(table.len(), names.len(), "a name stands twice in {names:?}");
+    assert_eq!(kernels, table, "a kernel is a file and a line of KERNELS");
 }
 
 #[test]

@@ -245,7 +245,7 @@ fn bytes_do_not_depend_on_threads_or_memory() -> Outcome {
         [(IoMode::Mmap, 1, None), (IoMode::Mmap, 3, None), (IoMode::Pread, 2, Some(40 << 20)), (IoMode::Pread, 1, None)]
     {
         let models = Models::open(&[with(&base, &[&lora])], Some(&base), &io.into())?;
-        let settings = Settings { threads: NonZeroUsize::new(threads), memory, sync: false };
+        let settings = Settings { threads: NonZeroUsize::new(threads), memory, sync: false, device: None };
         let recipe = Recipe::new("ties")?.parameter("density", 0.7);
         let plan = Plan::new(&recipe, &models, &settings, Control::none())?;
         let out = folder.path().join("out.safetensors");

@@ -5,6 +5,7 @@ mod cli;
 mod convert;
 mod dtype;
 mod formats;
+mod gpu;
 mod hostile;
 mod house;
 mod layouts;

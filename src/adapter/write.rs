@@ -8,7 +8,7 @@
 use super::factor::{Change, Sketch};
 use super::names::PEFT;
 use crate::checkpoint::{Checkpoint, format};
-use crate::dtype::{self, DType, Simd, vector};
+use crate::dtype::{self, DType, Simd};
 use crate::error::{Error, Mismatch, Result};
 use crate::merge::{Data, Node};
 use crate::output::{StagedFile, StagedFolder};
@@ -321,12 +321,9 @@ fn norms(changed: &[Changed<'_>], settings: &Settings, control: Control<'_>) -> 
     let mut mismatches = Vec::new();
     for change in changed {
         let data = change.node.data(settings, control)?;
-        let sums = data.sums(1, |block, sums| {
-            block.subtract_base();
-            sums[0] += vector::dot(&block.inputs[0], &block.inputs[0]);
-        })?;
-        norms.push(sums[0]);
-        if !sums[0].is_finite() {
+        let square = data.gram(true)?.product(0, 0);
+        norms.push(square);
+        if !square.is_finite() {
             let problem = "has elements whose change is no finite number: --exclude it".to_owned();
             mismatches.push(Mismatch { tensor: change.name.clone(), problem });
         }

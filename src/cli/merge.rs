@@ -1,5 +1,6 @@
 //! `ckptmerge merge`
 
+use super::device::Device;
 use super::report::{count, print, shortened};
 use super::{Common, Run, dtype, named, remarks, shard_size};
 use crate::adapter::Unplaced;
@@ -7,6 +8,7 @@ use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::merge::Method;
 use crate::recipe::{Formula, Missing, Models, Plan, Prediction, Presets, Recipe, Target, block_value};
+use crate::stream::Control;
 use clap::Args;
 use regex::Regex;
 use serde_json::{Value, json};
@@ -102,6 +104,8 @@ pub(super) struct Merge {
     /// Show what would be read, written and needed, and stop
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    device: Device,
     /// Do not wait until the output is on the disk
     ///
     /// It then still appears only when it is complete, but a power failure shortly after may lose it.
@@ -184,6 +188,7 @@ impl Run for Merge {
         let report = common.report();
         let mut settings = common.settings();
         settings.sync = !self.no_sync;
+        self.device.prepare(&mut settings)?;
         let recipe = self.recipe()?;
         if let Some(number) = self.models.iter().find(|path| is_number(path) && !path.exists()) {
             let message = format!("{} is no model; separate weights by commas only, as in 0.6,0.4", number.display());
@@ -230,11 +235,18 @@ impl Run for Merge {
         }
 
         let start = Instant::now();
+        let choose = |control: Control<'_>| self.device.choose(&plan, &target, &settings, &report, control);
+        let settings = report.watched(0, choose)?;
         let written = report.watched(predicted.written.0, |control| plan.emit(&target, &settings, control))?;
         let seconds = start.elapsed().as_secs_f64();
+        let device = Device::computed_by(&settings, &report);
         report.answer(
-            || done(&plan, &target, written, seconds),
-            || document(&plan, recipe.method, &target, written, &formulas, Some(seconds)),
+            || done(&plan, &target, written, seconds, device.as_deref()),
+            || {
+                let mut json = document(&plan, recipe.method, &target, written, &formulas, Some(seconds));
+                json["device"] = device.as_deref().unwrap_or("cpu").into();
+                json
+            },
         )?;
         Ok(ExitCode::SUCCESS)
     }
@@ -269,10 +281,17 @@ pub(super) fn would(plan: &Plan<'_>, method: &dyn Method, target: &Target, predi
     )
 }
 
-pub(super) fn done(plan: &Plan<'_>, target: &Target, written: Prediction, seconds: f64) -> String {
+pub(super) fn done(
+    plan: &Plan<'_>,
+    target: &Target,
+    written: Prediction,
+    seconds: f64,
+    device: Option<&str>,
+) -> String {
     let rate = (written.read.0 + written.written.0) as f64 / seconds.max(1e-9);
+    let by = device.map_or(String::new(), |device| format!(" by {device}"));
     format!(
-        "{}: {}, {} in {seconds:.2} s ({}/s read and written)\n",
+        "{}: {}, {} in {seconds:.2} s ({}/s read and written){by}\n",
         target.path.display(),
         count(plan.tensors.len() as u64, "tensor"),
         written.written,

@@ -5,6 +5,8 @@
 
 mod completions;
 mod convert;
+mod device;
+mod devices;
 mod diff;
 #[cfg(feature = "plot")]
 mod diff_map;
@@ -69,6 +71,7 @@ subcommands! {
     Stats in stats,
     Methods in methods,
     Formats in formats,
+    Devices in devices,
     Completions in completions,
     Man in man,
 }
@@ -131,7 +134,7 @@ struct Common {
 
 impl Common {
     fn settings(&self) -> Settings {
-        Settings { threads: self.threads, memory: self.memory.map(|bytes| bytes.0), sync: true }
+        Settings { threads: self.threads, memory: self.memory.map(|bytes| bytes.0), sync: true, device: None }
     }
 
     /// How inputs are read: mapped pages count as resident memory, so that a bound on it means `pread`.
@@ -208,7 +211,7 @@ fn named<T: Copy + Send + Sync + 'static>(
 }
 
 /// Subcommands that open no model, and the common options that mean nothing to them.
-const WITHOUT_MODELS: [&str; 4] = ["methods", "formats", "completions", "man"];
+const WITHOUT_MODELS: [&str; 5] = ["methods", "formats", "devices", "completions", "man"];
 const OF_MODELS: [&str; 5] = ["threads", "memory", "io", "select", "assume"];
 
 /// The whole command line, for parsing, help, completions and manual pages.
@@ -227,6 +230,8 @@ fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit());
     os::survive_file_size_limits();
+    #[cfg(feature = "gpu")]
+    os::ask_no_desktop_for_devices();
     match cli.command.run(&cli.common) {
         Ok(code) => code,
         Err(error) => {

@@ -1,11 +1,12 @@
 //! `ckptmerge run`
 
+use super::device::Device;
 use super::merge::{document, done, explained, would};
 use super::report::{Report, count, print, say, shortened, table};
 use super::{Common, remarks, said_of, shard_size};
 use crate::error::{Bytes, Error};
 use crate::recipe::{Options, Plan, RecipeFile, Target};
-use crate::stream::Settings;
+use crate::stream::{Control, Settings};
 use clap::Args;
 use globset::Glob;
 use serde_json::{Value, json};
@@ -54,6 +55,8 @@ pub(super) struct Run {
     /// Show what would be read, written and needed, and stop
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    device: Device,
     /// Do not wait until the output is on the disk
     #[arg(long)]
     no_sync: bool,
@@ -78,6 +81,7 @@ impl super::Run for Run {
         let report = common.report();
         let mut settings = common.settings();
         settings.sync = !self.no_sync;
+        self.device.prepare(&mut settings)?;
         let recipes = expand(&self.recipes)?;
         let outputs = self.outputs(&recipes)?;
         let is_batch = recipes.len() > 1;
@@ -198,14 +202,17 @@ impl Run {
         let predicted = plan.predict(&target, settings)?;
         remarks::of_output(report, &plan, &target)?;
         remarks::of_merge(report, &plan, &target, predicted, settings);
-        let (mut cost, mut seconds) = (predicted, None);
+        let (mut cost, mut seconds, mut device) = (predicted, None, None);
         if writes {
             let start = Instant::now();
-            cost = report.watched(predicted.written.0, |control| plan.emit(&target, settings, control))?;
+            let choose = |control: Control<'_>| self.device.choose(&plan, &target, settings, report, control);
+            let settings = report.watched(0, choose)?;
+            cost = report.watched(predicted.written.0, |control| plan.emit(&target, &settings, control))?;
             seconds = Some(start.elapsed().as_secs_f64());
+            device = Device::computed_by(&settings, report);
         }
         let text = match seconds {
-            Some(seconds) => done(&plan, &target, cost, seconds),
+            Some(seconds) => done(&plan, &target, cost, seconds, device.as_deref()),
             None if self.dry_run => would(&plan, file.method(), &target, cost),
             None => String::new(),
         };
@@ -213,6 +220,9 @@ impl Run {
             print(&text)?;
         }
         let mut json = document(&plan, file.method(), &target, cost, &formulas, seconds);
+        if seconds.is_some() {
+            json["device"] = device.as_deref().unwrap_or("cpu").into();
+        }
         json["recipe"] = path.display().to_string().into();
         Ok(Ran {
             output: target.path.display().to_string(),

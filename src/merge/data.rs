@@ -2,11 +2,12 @@
 //!
 //! Results do not depend on threads: sums go by tiles of a fixed size, added in their order, and counts are exact.
 
+use super::measure::OnDevice;
 use super::node::{Scratch, Source, common_multiple};
 use crate::checkpoint::TensorView;
-use crate::dtype::vector;
+use crate::dtype::{DType, vector};
 use crate::error::{Error, Result};
-use crate::stream::Scan;
+use crate::stream::{Offloading, Scan};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -18,15 +19,15 @@ use std::time::Duration;
 pub(super) const BLOCK: u64 = 512;
 
 /// Elements per tile of a pass that sums; fixed, so that sums are.
-const TILE: u64 = 1 << 17;
+pub(super) const TILE: u64 = 1 << 17;
 
 /// How often what waits for work apart looks whether it is to stop.
 const POLL: Duration = Duration::from_millis(50);
 
 /// Tiles in work at a time, for each thread, whose results may be as large as a tile.
-const LARGE_RESULTS: usize = 4;
+pub(super) const LARGE_RESULTS: usize = 4;
 /// The same where they are a few numbers.
-const SMALL_RESULTS: usize = 32;
+pub(super) const SMALL_RESULTS: usize = 32;
 
 /// A few elements of all inputs, as numbers.
 pub struct Block<'b> {
@@ -89,7 +90,7 @@ pub struct Gram {
 
 impl Gram {
     /// Of `size` vectors, from the products of all pairs `i ≤ j` in row-major order.
-    fn new(size: usize, upper: &[f64]) -> Self {
+    pub(super) fn new(size: usize, upper: &[f64]) -> Self {
         let mut products = vec![0.0; size * size];
         for ((i, j), value) in pairs(size).zip(upper) {
             products[i * size + j] = *value;
@@ -131,7 +132,8 @@ impl Gram {
     }
 }
 
-fn pairs(size: usize) -> impl Iterator<Item = (usize, usize)> {
+/// The pairs `i ≤ j` in row-major order.
+pub(super) fn pairs(size: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..size).flat_map(move |i| (i..size).map(move |j| (i, j)))
 }
 
@@ -146,9 +148,11 @@ pub struct Data<'a> {
     /// Elements that must come together: a whole number of what the method and every source needs.
     unit: u64,
     has_base: bool,
+    device: Option<Offloading>,
 }
 
 impl<'a> Data<'a> {
+    #[expect(clippy::too_many_arguments, reason = "each is a field")]
     pub(super) fn new(
         scan: Scan<'a>,
         leaves: Vec<TensorView<'a>>,
@@ -157,9 +161,32 @@ impl<'a> Data<'a> {
         elements: u64,
         unit: u64,
         has_base: bool,
+        device: Option<Offloading>,
     ) -> Self {
         let unit = sources.iter().map(Source::unit).fold(common_multiple(unit, block), common_multiple);
-        Self { scan, leaves, sources, block, elements, unit, has_base }
+        Self { scan, leaves, sources, block, elements, unit, has_base, device }
+    }
+
+    pub(super) fn device(&self) -> Option<&Offloading> {
+        self.device.as_ref()
+    }
+
+    pub(super) fn leaves(&self) -> &[TensorView<'a>] {
+        &self.leaves
+    }
+
+    /// The types of the tensors that are read.
+    pub(super) fn types(&self) -> Vec<DType> {
+        self.leaves.iter().map(|view| view.tensor.dtype).collect()
+    }
+
+    pub(super) fn sources(&self) -> &[Source<'a>] {
+        &self.sources
+    }
+
+    /// Elements in what the scan counts.
+    pub(super) fn block(&self) -> u64 {
+        self.block
     }
 
     /// Whether all elements have been passed over.
@@ -223,23 +250,30 @@ impl<'a> Data<'a> {
         visit: impl Fn(&mut T, &mut Block<'_>) + Sync,
         combine: impl FnMut(T),
     ) -> Result<()> {
-        self.fold_in_windows(size, LARGE_RESULTS, start, visit, combine)
+        self.fold_on(None, size, LARGE_RESULTS, start, visit, combine)
     }
 
-    /// [`Self::fold`] of `window` tiles for each thread at a time, as [`Scan::run`] takes them.
-    pub(super) fn fold_in_windows<T: Send>(
+    /// [`Self::fold`] of `window` tiles for each thread at a time, as [`Scan::run`] takes them, and by a device where it can.
+    pub(super) fn fold_on<T: Send>(
         &self,
+        device: Option<OnDevice<'_, 'a, T>>,
         size: u64,
         window: usize,
         start: impl Fn() -> T + Sync,
         visit: impl Fn(&mut T, &mut Block<'_>) + Sync,
         combine: impl FnMut(T),
     ) -> Result<()> {
-        let tile = self.unit * (size / self.unit).max(1);
+        let tile = device.as_ref().map_or_else(|| self.unit * (size / self.unit).max(1), OnDevice::tile);
         self.scan.run(
             tile / self.block,
             window,
             |range, inputs| {
+                if let Some(device) = &device {
+                    let (first, count) = (range.start * self.block, (range.end - range.start) * self.block);
+                    if let Some(folded) = device.run(self, first, count, inputs)? {
+                        return Ok(folded);
+                    }
+                }
                 let mut folded = start();
                 self.blocks(range, inputs, |block| visit(&mut folded, block))?;
                 Ok(folded)
@@ -274,66 +308,6 @@ impl<'a> Data<'a> {
             at += length;
         }
         Ok(())
-    }
-
-    /// `count` sums over all elements, to which `add` adds each block's part.
-    ///
-    /// # Errors
-    /// As [`Self::fold`].
-    pub fn sums(&self, count: usize, add: impl Fn(&mut Block<'_>, &mut [f64]) + Sync) -> Result<Vec<f64>> {
-        let mut total = vec![0.0; count];
-        self.fold_in_windows(
-            TILE,
-            SMALL_RESULTS,
-            || vec![0.0; count],
-            |sums, block| add(block, sums),
-            |tile| total.iter_mut().zip(tile).for_each(|(total, part)| *total += part),
-        )?;
-        Ok(total)
-    }
-
-    /// The inner products of all inputs; around the base, of the models' differences from it.
-    ///
-    /// # Errors
-    /// As [`Self::fold`].
-    pub fn gram(&self, around_base: bool) -> Result<Gram> {
-        if around_base {
-            self.gram_of(self.models(), |block| block.subtract_base())
-        } else {
-            self.gram_of(self.sources.len(), |_| {})
-        }
-    }
-
-    /// The inner products of what `vectors` leaves in the first `size` inputs of a block.
-    ///
-    /// # Errors
-    /// As [`Self::fold`].
-    pub fn gram_of(&self, size: usize, vectors: impl Fn(&mut Block<'_>) + Sync) -> Result<Gram> {
-        let add = |sums: &mut Vec<f64>, more: &[f64]| sums.iter_mut().zip(more).for_each(|(sum, x)| *sum += x);
-        let count = size * (size + 1) / 2;
-        let mut upper = vec![0.0; count];
-        self.fold_in_windows(
-            TILE,
-            SMALL_RESULTS,
-            || vec![0.0; count],
-            |sums, block| {
-                vectors(block);
-                match (size, &*block.inputs) {
-                    (2, [a, b, ..]) => add(sums, &vector::gram_of_two(a, b)),
-                    (3, [a, b, c, ..]) => {
-                        let ([aa, ab, ac], [bb, bc, cc]) = (vector::three_dots(a, b, c), vector::gram_of_two(b, c));
-                        add(sums, &[aa, ab, ac, bb, bc, cc]);
-                    }
-                    (_, inputs) => {
-                        for ((i, j), sum) in pairs(size).zip(sums) {
-                            *sum += vector::dot(&inputs[i], &inputs[j]);
-                        }
-                    }
-                }
-            },
-            |tile| add(&mut upper, &tile),
-        )?;
-        Ok(Gram::new(size, &upper))
     }
 
     /// What `visit` makes of blocks at evenly spaced places, about `count` elements in all, in the order of the places.

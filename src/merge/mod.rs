@@ -14,20 +14,27 @@
 
 mod blend;
 mod data;
+mod measure;
 mod methods;
 mod node;
+mod offload;
 mod random;
+mod resident;
 mod scale;
 mod select;
+mod shader;
 mod terms;
 
 pub use blend::{Blend, BlendKernel, CopyKernel};
 pub use data::{Block, Data, Gram};
 pub use methods::METHODS;
 pub use node::{Generator, Input, Node, Program};
+pub use offload::Offloaded;
 pub use random::{Key, threshold};
+pub use resident::{Resident, blend_rate};
 pub use scale::ScaleKernel;
 pub use select::select;
+pub use shader::{MaskByRank, Shader};
 pub use terms::{Allowed, Parameter, Scope, Terms};
 
 use crate::error::{Error, Result};
@@ -173,9 +180,22 @@ pub enum Solution {
 }
 
 impl Solution {
-    /// A function of elements.
-    pub fn of(function: impl Elementwise + 'static) -> Self {
+    /// A function of elements whose two forms share what they were solved for.
+    pub fn elementwise(function: impl Elementwise + 'static) -> Self {
         Self::Elementwise(Box::new(function))
+    }
+
+    /// A function of elements, and the same for devices.
+    pub fn of(
+        function: impl Fn(&mut Block<'_>, &mut [f32]) + Send + Sync + 'static,
+        shader: impl Fn() -> Shader + Send + Sync + 'static,
+    ) -> Self {
+        Self::Elementwise(Box::new(Twin { function, shader: Some(shader) }))
+    }
+
+    /// A function of elements that the CPU alone computes, as it takes what is made of whole tensors.
+    pub fn of_whole(function: impl Fn(&mut Block<'_>, &mut [f32]) + Send + Sync + 'static) -> Self {
+        Self::Elementwise(Box::new(Twin { function, shader: None::<fn() -> Shader> }))
     }
 
     /// `Σ cᵢ·xᵢ`.
@@ -197,11 +217,28 @@ pub trait Elementwise: Send + Sync {
     ///
     /// A block is always a whole number of [`Method::unit`]s; nothing may depend on how many.
     fn apply(&self, block: &mut Block<'_>, out: &mut [f32]);
+
+    /// The same for devices; `None` if it takes more than a function of elements.
+    fn shader(&self) -> Option<Shader>;
 }
 
-impl<F: Fn(&mut Block<'_>, &mut [f32]) + Send + Sync> Elementwise for F {
+/// A function in both of its forms.
+struct Twin<F, S> {
+    function: F,
+    shader: Option<S>,
+}
+
+impl<F, S> Elementwise for Twin<F, S>
+where
+    F: Fn(&mut Block<'_>, &mut [f32]) + Send + Sync,
+    S: Fn() -> Shader + Send + Sync,
+{
     fn apply(&self, block: &mut Block<'_>, out: &mut [f32]) {
-        self(block, out);
+        (self.function)(block, out);
+    }
+
+    fn shader(&self) -> Option<Shader> {
+        self.shader.as_ref().map(|shader| shader())
     }
 }
 

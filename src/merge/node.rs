@@ -4,12 +4,13 @@
 //! in between is rounded to a file's type or written anywhere.
 
 use super::data::{BLOCK, Block, Data};
+use super::offload::Offload;
 use super::select;
-use super::{Blend, BlendKernel, Method, Solution, Terms};
+use super::{Blend, BlendKernel, Method, Offloaded, Solution, Terms};
 use crate::checkpoint::TensorView;
 use crate::dtype::{self, DType, Simd, vector};
 use crate::error::Result;
-use crate::stream::{Control, Group, Kernel, Scan, Settings};
+use crate::stream::{Control, Group, Kernel, Offloading, Scan, Settings};
 use std::sync::Arc;
 
 /// Elements that are computed, not read: of a low-rank adapter, of rows put together.
@@ -235,7 +236,8 @@ impl<'a> Passes<'a, '_> {
         let block = leaves.iter().map(|view| view.tensor.dtype.block_elements()).max().unwrap_or(1);
         let group = Group { inputs: leaves.to_vec(), elements: self.elements / block, block };
         let scan = Scan::new(group, self.settings, self.control);
-        Data::new(scan, leaves.to_vec(), sources, block, self.elements, unit, terms.has_base)
+        let device = self.settings.device.clone();
+        Data::new(scan, leaves.to_vec(), sources, block, self.elements, unit, terms.has_base, device)
     }
 }
 
@@ -309,6 +311,16 @@ impl Scratch {
 
     pub(super) fn give_back(&mut self, set: Vec<Vec<f32>>) {
         self.0.push(set);
+    }
+}
+
+impl<'a> Solved<'a> {
+    pub(super) fn solution(&self) -> &Solution {
+        &self.solution
+    }
+
+    pub(super) fn sources(&self) -> &[Source<'a>] {
+        &self.sources
     }
 }
 
@@ -390,6 +402,15 @@ impl<'a> Program<'a> {
     #[must_use]
     pub fn is_known(&self) -> bool {
         self.root.is_known()
+    }
+
+    /// The same on a device; `None` if it is the CPU's.
+    #[must_use]
+    pub fn offloaded(&self, offloading: &Offloading) -> Option<Offloaded<'_, 'a>> {
+        let shader = self.root.shader()?;
+        let offload = Offload::new(offloading, "blend", Some(self.output), &self.leaves, self.root.sources(), &shader)?;
+        let inputs = self.leaves.iter().map(|view| view.tensor.dtype).collect();
+        Some(Offloaded::new(self, offload, inputs, self.output, self.unit))
     }
 
     /// The faster kernel for a weighted sum of tensors, if that is what it is.

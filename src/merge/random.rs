@@ -25,6 +25,12 @@ impl Key {
         Self { low: hash as u32, high: (hash >> 32) as u32 }
     }
 
+    /// The key's own words, of which a graphics processor makes the same numbers.
+    #[must_use]
+    pub fn words(self) -> [u32; 2] {
+        [self.low, self.high]
+    }
+
     /// Fills `out` with the numbers of elements `start..`, uniform over all 32-bit integers.
     pub fn fill(self, start: u64, out: &mut [u32]) {
         self.update(start, out, [], |_, [], number| number);

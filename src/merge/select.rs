@@ -8,6 +8,7 @@
 //! Magnitudes are compared as the bits of an f32 without its sign, so NaN is the largest.
 
 use super::data::{Block, Data};
+use super::shader::Shader;
 use crate::dtype::vector::{self, Loop};
 use crate::error::Result;
 use rayon::prelude::*;
@@ -23,6 +24,8 @@ const BUCKETS: usize = 1024;
 const TILE: u64 = 1 << 17;
 /// Tiles in work at a time, for each thread.
 const WINDOW: usize = 8;
+/// Words that a device makes for a search: how many are below, and the buckets.
+const COUNTS: usize = 1 + BUCKETS;
 /// All bits but the sign.
 const MAGNITUDE: u32 = 0x7fff_ffff;
 /// A magnitude is common that as many elements of the sample's range have.
@@ -140,6 +143,19 @@ impl Loop for CountCommon<'_> {
 }
 
 impl Counts {
+    /// Those that a device has counted: below the range, then in each bucket, of whose elements the bounds are known.
+    fn of_device(counts: &[u8], (low, high, shift): (u32, u32, u32)) -> Self {
+        let (counts, _) = counts.as_chunks::<{ size_of::<u32>() }>();
+        let mut counts = counts.iter().map(|count| u64::from(u32::from_le_bytes(*count)));
+        let below = counts.next().unwrap_or(0);
+        let bucket = |(index, count): (usize, u64)| {
+            let first = u64::from(low) + ((index as u64) << shift);
+            let last = (first + (1 << shift) - 1).min(u64::from(high));
+            if count == 0 { EMPTY } else { Bucket { count, least: first as u32, most: last as u32 } }
+        };
+        Self { below, buckets: counts.enumerate().map(bucket).collect(), common: Vec::new() }
+    }
+
     /// Counts what is below the range and puts what is in it into buckets.
     fn count(&mut self, values: &[f32], low: u32, high: u32, shift: u32) {
         let buckets = &mut self.buckets;
@@ -157,13 +173,18 @@ impl Data<'_> {
     ///
     /// # Errors
     /// As [`Self::fold`].
-    pub fn select(&self, ranks: &[Vec<u64>], values: impl Fn(&mut Block<'_>) + Sync) -> Result<Vec<Vec<f32>>> {
-        select(std::slice::from_ref(self), ranks, values)
+    pub fn select(
+        &self,
+        ranks: &[Vec<u64>],
+        shader: impl Fn() -> Shader,
+        values: impl Fn(&mut Block<'_>) + Sync,
+    ) -> Result<Vec<Vec<f32>>> {
+        select(std::slice::from_ref(self), ranks, shader, values)
     }
 }
 
 /// The magnitudes at given ranks among the elements of some tensors, 0 being the least: `ranks[q]` are those of the
-/// quantity that `values` leaves in input `q` of a block. Ranks beyond the last element are the last's; those among no
+/// quantity that `values` leaves in input `q` of a block, and that `shader` computes. Ranks beyond the last element are the last's; those among no
 /// elements at all are NaN's.
 ///
 /// # Errors
@@ -171,6 +192,7 @@ impl Data<'_> {
 pub fn select(
     tensors: &[Data<'_>],
     ranks: &[Vec<u64>],
+    shader: impl Fn() -> Shader,
     values: impl Fn(&mut Block<'_>) + Sync,
 ) -> Result<Vec<Vec<f32>>> {
     let elements: u64 = tensors.iter().map(Data::elements).sum();
@@ -190,6 +212,10 @@ pub fn select(
     }
     if elements > 4 * SAMPLE && !searches.is_empty() {
         guess(tensors, &mut searches, ranks.len(), &values)?;
+    }
+    if tensors.iter().any(|tensor| tensor.device().is_some()) {
+        // Devices count in buckets only.
+        searches.iter_mut().for_each(|search| search.common.clear());
     }
     loop {
         let open: Vec<usize> = (0..searches.len()).filter(|&i| searches[i].found.is_none()).collect();
@@ -230,8 +256,21 @@ pub fn select(
                 }
             }
         };
+        let ranges: Vec<(u32, u32, u32)> =
+            open.iter().map(|&i| (searches[i].low, searches[i].high, searches[i].shift())).collect();
+        let table = || {
+            let search = |(&index, &(low, high, shift)): (&usize, &(u32, u32, u32))| {
+                [searches[index].quantity as u32, low, high, shift]
+            };
+            open.iter().zip(&ranges).flat_map(search).collect::<Vec<_>>()
+        };
+        let read = |out: &[u8]| -> Vec<Counts> {
+            let counts = out.chunks(COUNTS * size_of::<u32>());
+            counts.zip(&ranges).map(|(counts, range)| Counts::of_device(counts, *range)).collect()
+        };
         for tensor in tensors {
-            tensor.fold_in_windows(TILE, WINDOW, start, visit, &mut combine)?;
+            let device = tensor.counts(|| shader().words(table()), open.len() as u64, COUNTS as u64, read);
+            tensor.fold_on(device, TILE, WINDOW, start, visit, &mut combine)?;
         }
         for (&index, counts) in open.iter().zip(&total) {
             searches[index].narrow(counts);

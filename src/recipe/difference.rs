@@ -11,7 +11,9 @@ use crate::adapter::Changed;
 use crate::checkpoint::{Tensor, TensorView};
 use crate::dtype::{self, DType, Simd, vector};
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{About, Base, Blend, BlendKernel, Block, Data, Method, Node, Parameter, Solution, Terms, Weight};
+use crate::merge::{
+    About, Base, Blend, BlendKernel, Block, Data, Method, Node, Parameter, Shader, Solution, Terms, Weight,
+};
 use crate::stream::{self, Control, Group, Settings};
 use serde_json::json;
 
@@ -239,12 +241,16 @@ impl Method for Changes {
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
         let elements = data.elements();
         let kept = ((terms.get("density") * elements as f64) as u64).clamp(1, elements);
-        let found = data.select(&[vec![elements - kept]], |block| block.subtract_base())?;
+        let change = "x[0] - x[BASE$]";
+        let ranks = [vec![elements - kept]];
+        let found = data.select(&ranks, || Shader::of(change), |block| block.subtract_base())?;
         let least = found.iter().flatten().next().copied().unwrap_or(0.0);
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             block.subtract_base();
             // By bits, as they were ordered: what is not a number is kept.
             vector::map(out, [&block.inputs[0]], |[x]| if x.abs().to_bits() >= least.to_bits() { x } else { 0.0 });
-        }))
+        };
+        let value = format!("select(0.0, {change}, magnitude({change}) >= word$(0u))");
+        Ok(Solution::of(function, move || Shader::of(value.as_str()).words([least.to_bits()])))
     }
 }

@@ -169,10 +169,11 @@ impl Plan<'_> {
         }
         let slots: Vec<_> = files.weights.iter().flat_map(OutputFile::slots).collect();
         let (loads, held): (Vec<_>, Vec<u64>) = slots.iter().map(Slot::load).unzip();
+        let on_the_way = settings.device.as_ref().map_or(0, |device| device.memory(settings.threads()));
         let prediction = Prediction {
             read: Bytes(slots.iter().map(Slot::read_bytes).sum()),
             written: Bytes(files.weights.iter().map(|file| file.plan.length).sum()),
-            memory: Bytes(stream::buffer_bytes(&loads, settings) + held.into_iter().max().unwrap_or(0)),
+            memory: Bytes(stream::buffer_bytes(&loads, settings) + held.into_iter().max().unwrap_or(0) + on_the_way),
             files: files.weights.len(),
         };
         drop(loads);

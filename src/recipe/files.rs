@@ -6,15 +6,16 @@ use super::{Operation, Plan, Planned, Target};
 use crate::checkpoint::{Checkpoint, FORMATS, TensorView};
 use crate::dtype::{self, DType};
 use crate::error::{Bytes, Error, Result};
-use crate::merge::{BlendKernel, CopyKernel, Program};
+use crate::merge::{BlendKernel, CopyKernel, Offloaded, Program};
 use crate::output::StagedFile;
-use crate::stream::{self, Control, Item, Kernel, Load, Settings};
+use crate::stream::{self, Control, Item, Kernel, Load, Offloading, Settings};
 use ckptmerge_format::{Format, FormatError, Metadata, Shard, TensorSpec, WritePlan};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// One file with weights.
 pub(super) struct OutputFile<'a, 'p> {
@@ -241,8 +242,18 @@ impl<'a, 'p> OutputFile<'a, 'p> {
         let mut crc32 = vec![0; self.tensors.len()];
         for batch in batches(&slots) {
             let solved = solve(batch, surveys, settings, control)?;
-            let kernels: Vec<Checked<'_>> =
-                batch.iter().zip(&solved).map(|(slot, solved)| slot.kernel(solved, &self.target)).collect();
+            let device = settings.device.as_ref();
+            let offloaded: Vec<Option<Offloaded<'_, '_>>> = batch
+                .iter()
+                .zip(&solved)
+                .map(|(slot, solved)| device.and_then(|device| slot.offloaded(solved, device)))
+                .collect();
+            let kernels: Vec<Checked<'_>> = batch
+                .iter()
+                .zip(&solved)
+                .zip(&offloaded)
+                .map(|((slot, solved), offloaded)| slot.kernel(solved, offloaded, &self.target))
+                .collect();
             let items: Vec<Item<'_>> = batch.iter().zip(&kernels).map(|(slot, kernel)| slot.item(kernel)).collect();
             let sums = stream::write(staged, &items, self.plan.wants_crc32, settings, control)?;
             batch.iter().zip(sums).for_each(|(slot, sum)| crc32[slot.number] = sum);
@@ -359,14 +370,67 @@ impl<'a> Slot<'a, '_> {
         (Load { elements: *elements, element_bytes: *element_bytes, inputs, scratch }, held)
     }
 
-    fn kernel<'s>(&'s self, solved: &'s Option<Solved<'a>>, target: &'s Path) -> Checked<'s> {
+    /// The tensor's name in the output.
+    pub(super) fn name(&self) -> &str {
+        self.name
+    }
+
+    /// How many elements it has.
+    pub(super) fn count(&self) -> u64 {
+        self.elements * self.element_bytes / self.output.block_bytes() * self.output.block_elements()
+    }
+
+    /// Whether it is computed by what devices do as well.
+    pub(super) fn is_computed(&self) -> bool {
+        matches!(self.operation, Operation::Blend(..) | Operation::Merge(_))
+    }
+
+    /// Whether its method measures over the whole model first.
+    pub(super) fn surveys(&self) -> bool {
+        let Operation::Merge(node) = self.operation else { return false };
+        let mut surveys = false;
+        node.visit(&mut |node| surveys |= node.method.surveys(&node.terms));
+        surveys
+    }
+
+    /// Computes it for the time that takes.
+    pub(super) fn rehearse(&self, surveys: &Surveys, settings: &Settings, control: Control<'_>) -> Result<Duration> {
+        let start = Instant::now();
+        let solved = solve(std::slice::from_ref(self), surveys, settings, control)?;
+        let solved = solved.into_iter().next().flatten();
+        let offloaded = settings.device.as_ref().and_then(|device| self.offloaded(&solved, device));
+        let kernel = self.kernel(&solved, &offloaded, Path::new(self.name));
+        stream::rehearse(&[self.item(&kernel)], settings, control)?;
+        Ok(start.elapsed())
+    }
+
+    /// What a device does for this tensor, if anything.
+    fn offloaded<'s>(&'s self, solved: &'s Option<Solved<'a>>, device: &Offloading) -> Option<Offloaded<'s, 'a>> {
+        if self.count() < device.least {
+            return None;
+        }
+        match (self.operation, solved.as_ref().map(|solved| &solved.how)) {
+            (_, Some(How::Sum(kernel))) => Offloaded::of_sum(kernel, device),
+            (_, Some(How::Program(program))) => program.offloaded(device),
+            (Operation::Blend(kernel, _), _) => Offloaded::of_sum(kernel, device),
+            _ => None,
+        }
+    }
+
+    fn kernel<'s>(
+        &'s self,
+        solved: &'s Option<Solved<'a>>,
+        offloaded: &'s Option<Offloaded<'s, 'a>>,
+        target: &'s Path,
+    ) -> Checked<'s> {
         let is_known = solved.as_ref().is_some_and(|solved| solved.is_known);
-        let kernel: &dyn Kernel = match (self.operation, solved.as_ref().map(|solved| &solved.how)) {
-            (_, Some(How::Sum(kernel))) => kernel,
-            (_, Some(How::Program(program))) => program,
-            (Operation::Blend(kernel, _), _) => kernel,
-            (Operation::Scale(kernel, _), _) => kernel,
-            (Operation::Copy(_) | Operation::Alias(_) | Operation::Merge(_), None) => &CopyKernel,
+        let kernel: &dyn Kernel = match (self.operation, solved.as_ref().map(|solved| &solved.how), offloaded) {
+            (_, _, Some(offloaded)) => offloaded,
+            (_, Some(How::Sum(kernel)), None) => kernel,
+            (_, Some(How::Program(program)), None) => program,
+            (Operation::Blend(kernel, _), ..) => kernel,
+            (Operation::Scale(kernel, _), ..) => kernel,
+            (Operation::Copy(_) | Operation::Alias(_) | Operation::Merge(_), None, None) => &CopyKernel,
         };
         let rounds_to = (!matches!(self.operation, Operation::Copy(_))).then_some(self.output);
         Checked { kernel, is_known, rounds_to, name: self.name, target }

@@ -22,6 +22,7 @@ mod supply;
 mod survey;
 mod tied;
 mod tokens;
+mod trial;
 mod yaml;
 
 pub use blocks::{Presets, value as block_value};
@@ -35,6 +36,7 @@ pub(crate) use plan::scale_of;
 pub use plan::{Kept, Operation, Plan, Planned};
 pub use rename::{Rename, Renamed};
 pub use selection::Selection;
+pub use trial::Trial;
 pub use yaml::{Options, RecipeFile, Sources};
 
 use crate::adapter::{self, Adapters, Unplaced};

@@ -14,22 +14,81 @@ mod write;
 
 pub use measure::{Group, TILE, fold, measure};
 pub use scan::Scan;
-pub use write::{Item, Kernel, Load, buffer_bytes, write};
+pub use write::{Item, Kernel, Load, buffer_bytes, rehearse, write};
 
 use crate::checkpoint::{Checkpoint, DataFile, TensorView};
 use crate::error::{Bytes, Error, Result};
+use crate::gpu::{Compute, Job, Outcome};
 use crate::os;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The most threads that a run starts: beyond it starting them takes longer than what they do.
 pub const THREADS_MAX: usize = 256;
 
+/// A device that takes part in a run.
+#[derive(Clone, Debug)]
+pub struct Offloading {
+    /// What runs passes.
+    pub compute: Arc<dyn Compute>,
+    /// Tensors, and parts of them, with fewer elements stay on the CPU: a dispatch costs more than it saves.
+    pub least: u64,
+    /// How many tiles it has done, and how many of those it was given the CPU did.
+    pub tiles: Arc<Tiles>,
+}
+
+/// How many tiles who has done.
+#[derive(Debug, Default)]
+pub struct Tiles {
+    /// The device.
+    pub done: AtomicU64,
+    /// The CPU, of those with numbers that devices need not know, or because the device failed.
+    pub left: AtomicU64,
+}
+
+impl Offloading {
+    /// Below this a dispatch takes longer than the CPU.
+    const LEAST: u64 = 1 << 16;
+
+    /// Bytes that a thread's tiles take on both sides of the way, at the most.
+    const TILES: u64 = 48 << 20;
+
+    /// Memory that so many threads take for what is on its way to the device and back.
+    #[must_use]
+    pub fn memory(&self, threads: usize) -> u64 {
+        self.compute.limits().memory.min(threads as u64 * Self::TILES)
+    }
+
+    /// By a device, for what is large enough to be worth a dispatch.
+    #[must_use]
+    pub fn new(compute: Arc<dyn Compute>) -> Self {
+        Self { least: Self::LEAST, ..Self::of_all(compute) }
+    }
+
+    /// By a device, however small.
+    #[must_use]
+    pub fn of_all(compute: Arc<dyn Compute>) -> Self {
+        Self { compute, least: 0, tiles: Arc::default() }
+    }
+
+    /// Runs a tile's job; `false` if it is the CPU's.
+    pub fn run(&self, job: &Job<'_>, out: &mut [u8]) -> bool {
+        let is_done = self.compute.run(job, out) == Ok(Outcome::Done);
+        let count = if is_done { &self.tiles.done } else { &self.tiles.left };
+        count.fetch_add(1, Ordering::Relaxed);
+        is_done
+    }
+}
+
+/// Threads of a run by a device, at the least: while some wait for it, others read and write.
+const THREADS_OF_DEVICE: usize = 4;
+
 /// How a run may use the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Threads; all cores if none is given.
     pub threads: Option<NonZeroUsize>,
@@ -37,11 +96,13 @@ pub struct Settings {
     pub memory: Option<u64>,
     /// Whether the output is on the disk, and not only in the system's hands, when the run returns.
     pub sync: bool,
+    /// A device that computes what it can; none for the CPU alone.
+    pub device: Option<Offloading>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { threads: None, memory: None, sync: true }
+        Self { threads: None, memory: None, sync: true, device: None }
     }
 }
 
@@ -50,7 +111,8 @@ impl Settings {
     #[must_use]
     pub fn threads(&self) -> usize {
         let wanted = self.threads.or_else(|| std::thread::available_parallelism().ok());
-        wanted.map_or(1, NonZeroUsize::get).min(THREADS_MAX)
+        let threads = wanted.map_or(1, NonZeroUsize::get).min(THREADS_MAX);
+        if self.device.is_some() { threads.max(THREADS_OF_DEVICE) } else { threads }
     }
 
     /// The threads of a run.

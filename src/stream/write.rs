@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// the second-level cache when it is written. Between 384 KiB and 1 MiB made no difference that could be measured;
 /// 256 KiB was 4 % slower, 2 MiB 3 %.
 const UNIT: u64 = 512 << 10;
+/// The same where a device computes: what goes there at a time has to make up for the way.
+const UNIT_OF_DEVICE: u64 = 4 << 20;
 /// No bound on memory makes units smaller than this.
 const UNIT_MIN: u64 = 64 << 10;
 /// What the process takes beside its buffers: program, tables, stacks. Measured at 7 MiB for a 300-tensor model.
@@ -109,6 +111,24 @@ pub fn write(
     settings: &Settings,
     control: Control<'_>,
 ) -> Result<Vec<u32>> {
+    fill(Some(file), items, checksums, settings, control)
+}
+
+/// Computes what [`write()`] would, for the time it takes.
+///
+/// # Errors
+/// As [`write()`].
+pub fn rehearse(items: &[Item<'_>], settings: &Settings, control: Control<'_>) -> Result<()> {
+    fill(None, items, false, settings, control).map(drop)
+}
+
+fn fill(
+    file: Option<&StagedFile>,
+    items: &[Item<'_>],
+    checksums: bool,
+    settings: &Settings,
+    control: Control<'_>,
+) -> Result<Vec<u32>> {
     let inputs = most_inputs(items);
     let units = cut(items, unit_bytes(inputs, settings));
     let hints = Hints::new(files(items.iter().flat_map(|item| item.inputs.iter().copied())), settings);
@@ -170,8 +190,9 @@ fn most_inputs(items: &[Item<'_>]) -> u64 {
 /// The size of a unit. Half of the memory that is left serves each thread's buffers; the other half is for pages that
 /// are mapped but not yet let go.
 fn unit_bytes(inputs: u64, settings: &Settings) -> u64 {
-    settings.memory.map_or(UNIT, |memory| {
-        (memory.saturating_sub(RESERVE) / (2 * settings.threads() as u64 * (inputs + 2))).clamp(UNIT_MIN, UNIT)
+    let most = if settings.device.is_some() { UNIT_OF_DEVICE } else { UNIT };
+    settings.memory.map_or(most, |memory| {
+        (memory.saturating_sub(RESERVE) / (2 * settings.threads() as u64 * (inputs + 2))).clamp(UNIT_MIN, most)
     })
 }
 
@@ -220,7 +241,14 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&mut self, file: &StagedFile, items: &[Item<'_>], unit: Unit, checksums: bool, hints: Hints) -> Result<()> {
+    fn run(
+        &mut self,
+        file: Option<&StagedFile>,
+        items: &[Item<'_>],
+        unit: Unit,
+        checksums: bool,
+        hints: Hints,
+    ) -> Result<()> {
         self.out.resize((unit.end - unit.start) as usize, 0);
         let mut rest = &mut self.out[..];
         for (index, item, elements) in pieces(items, unit) {
@@ -242,9 +270,11 @@ impl Worker {
                 hints.done(input, byte_range(input, item.elements, &elements))?;
             }
         }
-        file.write_at(unit.start, &self.out)?;
-        if hints.write_back {
-            file.start_write_back(unit.start..unit.end);
+        if let Some(file) = file {
+            file.write_at(unit.start, &self.out)?;
+            if hints.write_back {
+                file.start_write_back(unit.start..unit.end);
+            }
         }
         Ok(())
     }

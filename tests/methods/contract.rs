@@ -85,7 +85,7 @@ fn is_in(list: &[(&str, &str)], setup: &Setup) -> bool {
 }
 
 /// Terms in all the ways in which a method's switches can stand: each parameter that is 0 or 1 by default as the other.
-fn variants(setup: &Setup, shape: &[u64]) -> Vec<Terms> {
+pub(super) fn variants(setup: &Setup, shape: &[u64]) -> Vec<Terms> {
     let plain = setup.terms(shape);
     let mut all = vec![plain.clone()];
     for parameter in setup.method.about().parameters {

@@ -12,22 +12,22 @@ use std::path::{Path, PathBuf};
 use tempfile::tempdir;
 
 /// Three models in files, what accompanies them, and the base, which is last.
-struct Files {
-    folder: tempfile::TempDir,
-    paths: Vec<PathBuf>,
+pub(super) struct Files {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) paths: Vec<PathBuf>,
 }
 
 /// How many files that is.
-const FILES: usize = 7;
+pub(super) const FILES: usize = 7;
 
 /// Numbers of one of the files, in −1..1; those of companions are not negative.
-fn numbers(random: &mut Random, file: usize, n: usize) -> Vec<f64> {
+pub(super) fn numbers(random: &mut Random, file: usize, n: usize) -> Vec<f64> {
     let values = random.values(n);
     if (3..6).contains(&file) { values.iter().map(|x| x.abs()).collect() } else { values }
 }
 
 impl Files {
-    fn new(models: &[Model]) -> Outcome<Self> {
+    pub(super) fn new(models: &[Model]) -> Outcome<Self> {
         let folder = tempdir()?;
         let write = |(index, model): (usize, &Model)| model.write(folder.path().join(format!("{index}.safetensors")));
         let paths = models.iter().enumerate().map(write).collect::<Outcome<_>>()?;
@@ -35,7 +35,13 @@ impl Files {
     }
 
     /// Merges by a setup's method.
-    fn merge(&self, setup: &Setup, dtype: Option<DType>, io: IoMode, settings: Settings) -> Outcome<Vec<u8>> {
+    pub(super) fn merge(
+        &self,
+        setup: &Setup,
+        dtype: Option<DType>,
+        io: IoMode,
+        settings: Settings,
+    ) -> Outcome<Vec<u8>> {
         merge(&self.paths, &self.folder.path().join("out.safetensors"), setup, dtype, io, settings)
     }
 }
@@ -65,11 +71,11 @@ fn merge(
 }
 
 fn settings(threads: usize, memory: Option<u64>) -> Settings {
-    Settings { threads: NonZeroUsize::new(threads), memory, sync: false }
+    Settings { threads: NonZeroUsize::new(threads), memory, sync: false, device: None }
 }
 
 /// The setup with the most models of each method.
-fn largest() -> Vec<Setup> {
+pub(super) fn largest() -> Vec<Setup> {
     let mut chosen: Vec<Setup> = Vec::new();
     for setup in setups() {
         match chosen.last_mut() {

@@ -3,6 +3,7 @@
 mod chance;
 mod companions;
 mod contract;
+mod device;
 mod files;
 mod goldens;
 mod oracle;
@@ -12,7 +13,8 @@ use crate::model::{Outcome, Random};
 use ckptmerge::checkpoint::TensorView;
 use ckptmerge::dtype::DType;
 use ckptmerge::merge::{Base, Generator, Input, METHODS, Method, Node, Terms};
-use ckptmerge::stream::{Control, Kernel, Settings};
+use ckptmerge::stream::{Control, Kernel, Offloading, Settings};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Numbers in memory, as an input of a node.
@@ -36,24 +38,37 @@ fn node(method: &'static dyn Method, terms: &Terms, inputs: &[Vec<f32>]) -> Node
     Node { method, terms: terms.clone(), inputs }
 }
 
+thread_local! {
+    /// The device that computes what [`evaluate`] asks for on this thread.
+    static DEVICE: RefCell<Option<Offloading>> = const { RefCell::new(None) };
+}
+
+/// Settings with the device of this thread.
+fn settings() -> Settings {
+    Settings { device: DEVICE.with_borrow(Clone::clone), ..Settings::default() }
+}
+
 /// What a method makes of numbers, computed in `pieces`.
 fn evaluate_in(pieces: u64, method: &'static dyn Method, terms: &Terms, inputs: &[Vec<f32>]) -> Outcome<Vec<f32>> {
     method.check(terms)?;
     let mut node = node(method, terms, inputs);
     // What is measured over a whole model, here of one tensor.
     if method.surveys(terms) {
-        let data = node.data(&Settings::default(), Control::none())?;
+        let data = node.data(&settings(), Control::none())?;
         let survey = method.survey(std::slice::from_ref(terms), &[data])?;
         node.terms.survey = survey;
     }
-    let program = node.solve(DType::F32, &Settings::default(), Control::none())?;
+    let program = node.solve(DType::F32, &settings(), Control::none())?;
+    let device = settings().device;
+    let offloaded = device.as_ref().and_then(|device| program.offloaded(device));
+    let kernel: &dyn Kernel = offloaded.as_ref().map_or(&program, |offloaded| offloaded);
     let elements: u64 = terms.shape.iter().product();
     let units = elements / program.unit();
     let mut out = vec![0; elements as usize * 4];
     for piece in 0..pieces.min(units) {
         let (first, last) = (units * piece / pieces.min(units), units * (piece + 1) / pieces.min(units));
         let bytes = |unit: u64| (unit * program.unit()) as usize * 4;
-        program.run(first, &[], &mut out[bytes(first)..bytes(last)])?;
+        kernel.run(first, &[], &mut out[bytes(first)..bytes(last)])?;
     }
     Ok(out.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }

@@ -79,7 +79,7 @@ fn terms(
 const SHAPES: [&[u64]; 3] = [&[300_000], &[300, 1000], &[6, 50_000]];
 
 #[test]
-fn trimmed_changes_are_those_that_sorting_keeps() -> Outcome {
+pub(super) fn trimmed_changes_are_those_that_sorting_keeps() -> Outcome {
     let inputs = inputs(1, 3);
     let changes = changes(&inputs);
     let base = wide(&inputs[3]);
@@ -124,7 +124,7 @@ fn trimmed_changes_are_those_that_sorting_keeps() -> Outcome {
 }
 
 #[test]
-fn means_on_the_sphere_are_those_of_vectors() -> Outcome {
+pub(super) fn means_on_the_sphere_are_those_of_vectors() -> Outcome {
     let inputs = inputs(2, 2);
     let all: Vec<Vec<f64>> = inputs.iter().map(|input| wide(input)).collect();
     let norms: Vec<f64> = all.iter().map(|x| dot(x, x).sqrt()).collect();
@@ -167,7 +167,7 @@ fn arc(t: f64, a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 #[test]
-fn arcs_are_those_of_their_vectors() -> Outcome {
+pub(super) fn arcs_are_those_of_their_vectors() -> Outcome {
     let inputs = inputs(3, 2);
     let base = wide(&inputs[2]);
     let [a, b] = &changes(&inputs)[..] else { return Err("two models".into()) };
@@ -200,7 +200,7 @@ fn arcs_are_those_of_their_vectors() -> Outcome {
 }
 
 #[test]
-fn model_stock_goes_as_far_as_the_angle_says() -> Outcome {
+pub(super) fn model_stock_goes_as_far_as_the_angle_says() -> Outcome {
     let inputs = inputs(4, 3);
     let changes = changes(&inputs);
     let base = wide(&inputs[3]);
@@ -227,7 +227,7 @@ fn model_stock_goes_as_far_as_the_angle_says() -> Outcome {
 }
 
 #[test]
-fn what_differs_most_is_selected() -> Outcome {
+pub(super) fn what_differs_most_is_selected() -> Outcome {
     let inputs = inputs(5, 3);
     let changes = changes(&inputs);
     let base = wide(&inputs[3]);
@@ -264,7 +264,7 @@ fn what_differs_most_is_selected() -> Outcome {
 }
 
 #[test]
-fn fusion_takes_what_scores_high() -> Outcome {
+pub(super) fn fusion_takes_what_scores_high() -> Outcome {
     let mut inputs = inputs(6, 1);
     // Few changes are large.
     let (models, base) = inputs.split_at_mut(1);
@@ -292,7 +292,7 @@ fn fusion_takes_what_scores_high() -> Outcome {
 }
 
 #[test]
-fn elementwise_methods_do_as_their_formulas() -> Outcome {
+pub(super) fn elementwise_methods_do_as_their_formulas() -> Outcome {
     let inputs = inputs(7, 3);
     let changes = changes(&inputs);
     let base = wide(&inputs[3]);

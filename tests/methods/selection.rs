@@ -1,9 +1,9 @@
 //! Order statistics by passes over data, against sorting.
 
-use super::{evaluate, method, node, set};
+use super::{evaluate, method, node, set, settings};
 use crate::model::{Outcome, Random};
-use ckptmerge::merge::{Block, Terms, select};
-use ckptmerge::stream::{Control, Settings};
+use ckptmerge::merge::{Block, Shader, Terms, select};
+use ckptmerge::stream::Control;
 use proptest::prelude::*;
 
 /// The magnitudes at `ranks` of each input, by the library.
@@ -11,9 +11,10 @@ fn selected(inputs: &[Vec<f32>], ranks: &[Vec<u64>]) -> Outcome<Vec<Vec<u32>>> {
     let method = method("linear");
     let terms = Terms::new(method.about(), "w", &[inputs[0].len() as u64], inputs.len(), false);
     let data = [node(method, &terms, inputs)];
-    let data = data.each_ref().map(|node| node.data(&Settings::default(), Control::none()));
+    let data = data.each_ref().map(|node| node.data(&settings(), Control::none()));
     let data = data.into_iter().collect::<ckptmerge::Result<Vec<_>>>()?;
-    let found = select(&data, ranks, |_: &mut Block<'_>| {})?;
+    let numbers = || Shader::each((0..inputs.len()).map(|i| format!("x[{i}]")));
+    let found = select(&data, ranks, numbers, |_: &mut Block<'_>| {})?;
     Ok(found.iter().map(|found| found.iter().map(|x| x.to_bits()).collect()).collect())
 }
 
@@ -210,11 +211,11 @@ fn several_tensors_are_selected_from_as_one() -> Outcome {
             node(method, &terms, std::slice::from_ref(part))
         })
         .collect();
-    let data = nodes.iter().map(|node| node.data(&Settings::default(), Control::none()));
+    let data = nodes.iter().map(|node| node.data(&settings(), Control::none()));
     let data = data.collect::<ckptmerge::Result<Vec<_>>>()?;
     let all = [parts.concat()];
     let ranks = [ranks(&mut random, all[0].len() as u64)];
-    let found = select(&data, &ranks, |_| {})?;
+    let found = select(&data, &ranks, || Shader::of("x[0]"), |_| {})?;
     let found: Vec<Vec<u32>> = found.iter().map(|found| found.iter().map(|x| x.to_bits()).collect()).collect();
     assert_eq!(found, sorted(&all, &ranks));
     Ok(())

@@ -6,7 +6,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Allowed, Base, Blend, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Blend, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct AddDifference;
@@ -27,6 +27,14 @@ const ABOUT: About = About {
     ],
 };
 
+const CLAMPED: &str = "
+fn clamped$(x: f32, a: f32, b: f32) -> f32 {
+    let low = select(b, a, a < b);
+    let high = select(a, b, a < b);
+    return select(select(x, high, x > high), low, x < low);
+}
+";
+
 impl Method for AddDifference {
     fn about(&self) -> &About {
         &ABOUT
@@ -42,12 +50,15 @@ impl Method for AddDifference {
             return Ok(Solution::Sum(blend));
         }
         let alpha = terms.get("alpha") as f32;
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             vector::map(out, block.first(), |[a, b, c]| {
                 let x = a + alpha * (b - c);
                 if c.is_finite() { clamp(x, a, b) } else { x }
             });
-        }))
+        };
+        let sum = "x[0] + rounded(number$(0u) * (x[1] - x[2]))";
+        let shader = move || Shader::of(format!("clamped$({sum}, x[0], x[1])")).numbers([alpha]).with(CLAMPED);
+        Ok(Solution::of(function, shader))
     }
 }
 

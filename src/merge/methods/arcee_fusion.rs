@@ -11,7 +11,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Elementwise, Method, Solution, Terms, Weight};
+use crate::merge::{About, Base, Block, Data, Elementwise, Method, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct ArceeFusion;
@@ -69,6 +69,11 @@ impl Scores {
         Ok(Self { row, divergences })
     }
 
+    /// What the shader reads.
+    fn table(&self, threshold: f32) -> impl Iterator<Item = f32> {
+        [threshold].into_iter().chain(self.divergences.iter().copied())
+    }
+
     /// Turns a block's change into scores.
     fn apply(&self, start: u64, change: &mut [f32]) {
         let first = (start / self.row as u64) as usize;
@@ -78,6 +83,11 @@ impl Scores {
         }
     }
 }
+
+/// The first number is the threshold, and the divergences of rows follow.
+const SCORE: &str = "
+fn score$(x: Values$, at: Place) -> f32 { return abs(x[0] - x[BASE$]) * number$(1u + row$(at)); }
+";
 
 impl Method for ArceeFusion {
     fn about(&self) -> &About {
@@ -103,15 +113,19 @@ impl Method for ArceeFusion {
         }
         let scores = Scores::measure(data, row)?;
         let ranks = QUANTILES.map(|q| (q * (data.elements() - 1) as f64) as u64).to_vec();
-        let found = data.select(&[ranks], |block| {
-            block.subtract_base();
-            scores.apply(block.start, &mut block.inputs[0]);
-        })?;
+        let found = data.select(
+            &[ranks],
+            || Shader::of("score$(x, at)").with(SCORE).rows(scores.row as u64).numbers(scores.table(0.0)),
+            |block| {
+                block.subtract_base();
+                scores.apply(block.start, &mut block.inputs[0]);
+            },
+        )?;
         let threshold = match found.first().map(Vec::as_slice) {
             Some([first, median, third]) => median + 1.5 * (third - first),
             _ => f32::NAN,
         };
-        Ok(Solution::of(Fused { scores, threshold }))
+        Ok(Solution::elementwise(Fused { scores, threshold }))
     }
 }
 
@@ -131,5 +145,11 @@ impl Elementwise for Fused {
         // What is not taken but NaN stays.
         let taken = |score: f32, x: f32| if score >= threshold { x } else { 0.0 * x };
         vector::update(out, [&changes[0], base], |score, [x, b]| b + taken(score, x));
+    }
+
+    fn shader(&self) -> Option<Shader> {
+        let taken = "select(zero() * (x[0] - x[BASE$]), x[0] - x[BASE$], score$(x, at) >= number$(0u))";
+        let shader = Shader::of(format!("x[BASE$] + {taken}")).with(SCORE).rows(self.scores.row as u64);
+        Some(shader.numbers(self.scores.table(self.threshold)))
     }
 }

@@ -14,9 +14,10 @@
 //! Where all cosines are equal there is no range, and they are taken as they are (supermerger divides by 0). The survey holds a
 //! number for each column of the model.
 
+use super::nuslerp::{PRODUCT_SCALE, product_shader};
 use crate::dtype::vector;
 use crate::error::{Error, Result};
-use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// A row of the table.
 #[derive(Debug)]
@@ -86,7 +87,14 @@ impl Products {
         let start = || Self::new(columns as usize);
         let mut total = start();
         let add = |part: Self| total.sums.iter_mut().zip(part.sums).for_each(|(total, part)| *total += part);
-        data.fold(tile(columns), start, |sums, block| sums.add(block), add)?;
+        let shader = || product_shader(|model| format!("x[{model}]"));
+        let read = |sums: &[f64]| {
+            let each = |which: usize| {
+                sums.chunks_exact(6).map(move |sums| (sums[2 * which] + sums[2 * which + 1]) / PRODUCT_SCALE)
+            };
+            Self { columns: columns as usize, sums: [1, 0, 2].into_iter().flat_map(each).collect() }
+        };
+        data.columns(columns, 6, shader, tile(columns), start, |sums, block| sums.add(block), read, add)?;
         Ok(total)
     }
 
@@ -242,12 +250,18 @@ impl Method for Cosine {
         if let [share] = shares[..] {
             return Ok(Solution::sum(vec![f64::from(share), f64::from(1.0 - share)]));
         }
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let table = shares.clone();
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             for (column, range) in runs(shares.len(), block.start, out.len()) {
                 out[range.clone()].copy_from_slice(&shares[column..column + range.len()]);
             }
             vector::update(out, block.first(), |k, [a, b]| k * a + (1.0 - k) * b);
-        }))
+        };
+        let shader = move || {
+            let value = "rounded(number$(column$(at)) * x[0]) + rounded((1.0 - number$(column$(at))) * x[1])";
+            Shader::of(value).rows(table.len() as u64).numbers(table.iter().copied())
+        };
+        Ok(Solution::of(function, shader))
     }
 }
 

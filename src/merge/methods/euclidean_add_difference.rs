@@ -6,7 +6,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct EuclideanAddDifference;
@@ -23,6 +23,19 @@ const ABOUT: About = About {
     parameters: &[Parameter::shared("alpha", 0.5, "how much of the second model's change, from 0 to 1")
         .within(Allowed::Between(0.0, 1.0))],
 };
+
+const DISTANT: &str = "
+fn distant$(a: f32, b: f32, c: f32) -> f32 {
+    // Squares of what is small are numbers that devices have only if it is made larger.
+    let is_small = max(abs(number$(0u) * a), abs(number$(1u) * b)) < 1e-12;
+    let up = select(1.0, 18446744073709551616.0, is_small);
+    let p = number$(0u) * (a * up);
+    let q = number$(1u) * (b * up);
+    let size = sqrt(p * p + q * q) * (1.0 / up);
+    let sign = rounded(number$(2u) * a) + rounded(number$(3u) * b);
+    return c + select(size, -size, sign < 0.0);
+}
+";
 
 impl Method for EuclideanAddDifference {
     fn about(&self) -> &About {
@@ -46,13 +59,17 @@ impl Method for EuclideanAddDifference {
         };
         let (first, second) = (factor(0), factor(1));
         let mix = mix.map(|share| share as f32);
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             block.subtract_base();
             vector::map(out, block.first(), |[a, b, c]| {
                 let square = |x: f32| f64::from(x) * f64::from(x);
                 let size = (first * square(a) + second * square(b)).sqrt() as f32;
                 c + size.copysign(mix[0] * a + mix[1] * b)
             });
-        }))
+        };
+        let numbers = [first.sqrt() as f32, second.sqrt() as f32, mix[0], mix[1]];
+        let shader =
+            move || Shader::of("distant$(x[0] - x[BASE$], x[1] - x[BASE$], x[BASE$])").numbers(numbers).with(DISTANT);
+        Ok(Solution::of(function, shader))
     }
 }

@@ -10,7 +10,7 @@
 
 use crate::dtype::vector;
 use crate::error::{Error, Mismatch, Result};
-use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Fisher;
@@ -47,7 +47,8 @@ impl Method for Fisher {
 
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
         let models = terms.models();
-        let negative = data.sums(models, |block, sums| {
+        let is_negative = || Shader::each((0..models).map(|i| format!("select(0.0, 1.0, x[{}] < 0.0)", models + i)));
+        let negative = data.sums(models, is_negative, |block, sums| {
             for (sum, fisher) in sums.iter_mut().zip(&block.inputs[models..]) {
                 *sum += vector::sum([fisher], |[x]| if x < 0.0 { 1.0 } else { 0.0 });
             }
@@ -63,7 +64,8 @@ impl Method for Fisher {
         let epsilon = ((terms.get("epsilon") / 2.0) as f32).max(f32::MIN_POSITIVE);
         let sum: f64 = terms.weights.iter().sum();
         let weights: Vec<f32> = terms.weights.iter().map(|weight| (weight / sum / 2.0) as f32).collect();
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let numbers: Vec<f32> = [epsilon].into_iter().chain(weights.iter().copied()).collect();
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             let (values, fishers) = block.inputs.split_at(models);
             let (mut mean, mut total) = (vec![0.0; out.len()], vec![0.0; out.len()]);
             for ((x, fisher), &weight) in values.iter().zip(fishers).zip(&weights) {
@@ -76,6 +78,19 @@ impl Method for Fisher {
                 vector::update(out, [x, fisher, &total], |sum, [x, f, total]| sum + weight * f / total * x);
             }
             vector::update(out, [&total, &mean], |sum, [total, mean]| if total < epsilon { mean } else { sum });
-        }))
+        };
+        let weight = |i: usize| format!("number$({}u)", i + 1);
+        let shader = move || {
+            let total = Shader::sum_from_zero(models, |i| format!("rounded({} * x[{}])", weight(i), models + i));
+            let mean = Shader::sum_from_zero(models, |i| format!("rounded(2.0 * {} * x[{i}])", weight(i)));
+            let sum = Shader::sum_from_zero(models, |i| {
+                format!("rounded({} * x[{}] / total * x[{i}])", weight(i), models + i)
+            });
+            let body = format!(
+                "fn weighed$(x: Values$) -> f32 {{ let total = {total}; return select({sum}, {mean}, total < number$(0u)); }}"
+            );
+            Shader::of("weighed$(x)").with(&body).numbers(numbers.iter().copied())
+        };
+        Ok(Solution::of(function, shader))
     }
 }

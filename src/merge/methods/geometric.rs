@@ -9,7 +9,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 use std::f64::consts::PI;
 
 /// See the module.
@@ -27,6 +27,17 @@ const ABOUT: About = About {
     parameters: &[Parameter::shared("alpha", 0.5, "the power of the second model")],
 };
 
+/// Which factor of three it is, and its sign, follow from the signs.
+const MEAN: &str = "
+fn mean$(a: f32, b: f32) -> f32 {
+    let differ = (a < 0.0) != (b < 0.0);
+    let which = select(0u, select(2u, 1u, a < 0.0), differ);
+    let turned = select(number$(1u), number$(0u), a < 0.0);
+    let sign = select(select(1.0, -1.0, a < 0.0), turned, differ);
+    return sign * power_product(a, b, first$() + 2u + 6u * which, first$() + 20u);
+}
+";
+
 impl Method for Geometric {
     fn about(&self) -> &About {
         &ABOUT
@@ -35,7 +46,7 @@ impl Method for Geometric {
     fn solve(&self, terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
         let alpha = terms.get("alpha");
         let (a_negative, b_negative) = ((PI * (1.0 - alpha)).cos(), (PI * alpha).cos());
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             vector::map(out, block.first(), |[a, b]| {
                 let size = f64::from(a.abs()).powf(1.0 - alpha) * f64::from(b.abs()).powf(alpha);
                 let turn = match (a < 0.0, b < 0.0) {
@@ -46,6 +57,12 @@ impl Method for Geometric {
                 };
                 (size * turn) as f32
             });
-        }))
+        };
+        let signs = [a_negative, b_negative].map(|turn| if turn < 0.0 { -1.0 } else { 1.0 });
+        let shader = move || {
+            let shader = Shader::of("mean$(x[0], x[1])").with(MEAN).numbers(signs);
+            shader.powers(1.0 - alpha, alpha, &[1.0, a_negative, b_negative])
+        };
+        Ok(Solution::of(function, shader))
     }
 }

@@ -11,7 +11,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Allowed, Base, Block, Data, Gram, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Gram, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct GeometricMedian;
@@ -75,7 +75,12 @@ impl Method for GeometricMedian {
     }
 
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
-        let gram = data.gram_of(data.models(), |block: &mut Block<'_>| {
+        let models = data.models();
+        let apart = || {
+            let vectors = (0..models).map(|i| if i == 0 { "0.0".to_owned() } else { format!("x[{i}] - x[0]") });
+            Shader::each(vectors.collect::<Vec<_>>())
+        };
+        let gram = data.gram_of(models, apart, |block: &mut Block<'_>| {
             if let Some((first, others)) = block.inputs.split_first_mut() {
                 others.iter_mut().for_each(|other| vector::update(other, [first], |x, [first]| x - first));
                 first.fill(0.0);

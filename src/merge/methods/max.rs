@@ -4,7 +4,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Base, Block, Data, Method, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Base, Block, Data, Method, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Max;
@@ -26,14 +26,20 @@ impl Method for Max {
         &ABOUT
     }
 
-    fn solve(&self, _terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
-        Ok(Solution::of(|block: &mut Block<'_>, out: &mut [f32]| {
+    fn solve(&self, terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
+        let models = terms.models();
+        let function = |block: &mut Block<'_>, out: &mut [f32]| {
             if let Some((first, others)) = block.inputs.split_first() {
                 out.copy_from_slice(first);
                 for other in others {
                     vector::update(out, [other], |most, [x]| if most >= x || most.is_nan() { most } else { x });
                 }
             }
-        }))
+        };
+        let shader = move || {
+            let most = (1..models).fold("x[0]".to_owned(), |most, i| format!("greater$({most}, x[{i}])"));
+            Shader::of(most).with("fn greater$(a: f32, b: f32) -> f32 { return select(b, a, a >= b); }")
+        };
+        Ok(Solution::of(function, shader))
     }
 }

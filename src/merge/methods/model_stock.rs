@@ -7,7 +7,9 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{
+    ANY, About, Allowed, Base, Block, Data, Elementwise, Gram, Method, Parameter, Shader, Solution, Terms, Weight,
+};
 
 /// See the module.
 pub(super) struct ModelStock;
@@ -64,6 +66,14 @@ impl Method for ModelStock {
             return Ok(Solution::around_base(vec![share; models]));
         }
         let row = terms.row();
+        let changes = || Shader::each((0..models).map(|i| format!("x[{i}] - x[BASE$]")));
+        if let Some(products) = data.row_grams(row, models, changes, |block| block.subtract_base())? {
+            let shares = products.chunks(models * (models + 1) / 2).map(|upper| {
+                let gram = Gram::new(models, upper);
+                (ratio(models, neighbours, |i, j| gram.product(i, j)) / models as f64) as f32
+            });
+            return Ok(Solution::elementwise(ByRow { row, models, shares: shares.collect() }));
+        }
         let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             block.subtract_base();
             let (changes, base) = block.split_base();
@@ -76,6 +86,34 @@ impl Method for ModelStock {
                 }
             }
         };
-        Ok(Solution::of(function))
+        Ok(Solution::of_whole(function))
+    }
+}
+
+/// Every change times its row's share.
+struct ByRow {
+    row: u64,
+    models: usize,
+    shares: Vec<f32>,
+}
+
+impl Elementwise for ByRow {
+    fn apply(&self, block: &mut Block<'_>, out: &mut [f32]) {
+        block.subtract_base();
+        let first = (block.start / self.row) as usize;
+        let (changes, base) = block.split_base();
+        out.copy_from_slice(base);
+        for (share, start) in self.shares[first..].iter().zip((0..out.len()).step_by(self.row as usize)) {
+            let row = start..start + self.row as usize;
+            for change in &*changes {
+                vector::update(&mut out[row.clone()], [&change[row.clone()]], |out, [change]| out + share * change);
+            }
+        }
+    }
+
+    fn shader(&self) -> Option<Shader> {
+        let add = |sum: String, i: usize| format!("({sum} + rounded(number$(row$(at)) * (x[{i}] - x[BASE$])))");
+        let value = (0..self.models).fold("x[BASE$]".to_owned(), add);
+        Some(Shader::of(value).rows(self.row).numbers(self.shares.iter().copied()))
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct MultiplyDifference;
@@ -26,6 +26,14 @@ const ABOUT: About = About {
     ],
 };
 
+const MULTIPLIED: &str = "
+fn multiplied$(a: f32, b: f32, c: f32) -> f32 {
+    let size = power_product(a, b, first$() + 2u, first$() + 8u);
+    let sign = rounded(number$(0u) * a) + rounded(number$(1u) * b);
+    return c + select(size, -size, sign < 0.0);
+}
+";
+
 impl Method for MultiplyDifference {
     fn about(&self) -> &About {
         &ABOUT
@@ -33,13 +41,19 @@ impl Method for MultiplyDifference {
 
     fn solve(&self, terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
         let (alpha, beta) = (terms.get("alpha"), terms.get("beta") as f32);
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             block.subtract_base();
             vector::map(out, block.first(), |[a, b, c]| {
                 let size = f64::from(a.abs()).powf(1.0 - alpha) * f64::from(b.abs()).powf(alpha);
                 let sign = (1.0 - beta) * a + beta * b;
                 c + if sign.is_nan() { sign } else { (size as f32).copysign(sign) }
             });
-        }))
+        };
+        let shader = move || {
+            let changes = "multiplied$(x[0] - x[BASE$], x[1] - x[BASE$], x[BASE$])";
+            let shader = Shader::of(changes).with(MULTIPLIED).numbers([1.0 - beta, beta]);
+            shader.powers(1.0 - alpha, alpha, &[1.0])
+        };
+        Ok(Solution::of(function, shader))
     }
 }

@@ -5,7 +5,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Nearswap;
@@ -27,6 +27,13 @@ const ABOUT: About = About {
 /// Distances below this count as this.
 const SMALLEST: f32 = 1e-6;
 
+const NEAR: &str = "
+fn near$(x: f32, b: f32) -> f32 {
+    let share = clamp(number$(0u) / max(abs(b - x), number$(1u)), 0.0, 1.0);
+    return rounded(share * x) + rounded((1.0 - share) * b);
+}
+";
+
 impl Method for Nearswap {
     fn about(&self) -> &About {
         &ABOUT
@@ -34,12 +41,14 @@ impl Method for Nearswap {
 
     fn solve(&self, terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
         let t = terms.get("t") as f32;
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             let (models, base) = block.split_base();
             vector::map(out, [&models[0], base], |[x, b]| {
                 let share = (t / (b - x).abs().max(SMALLEST)).clamp(0.0, 1.0);
                 share * x + (1.0 - share) * b
             });
-        }))
+        };
+        let shader = move || Shader::of("near$(x[0], x[1])").numbers([t, SMALLEST]).with(NEAR);
+        Ok(Solution::of(function, shader))
     }
 }

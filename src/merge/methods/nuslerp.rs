@@ -12,7 +12,9 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Allowed, Base, Block, Data, Elementwise, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{
+    About, Allowed, Base, Block, Data, Elementwise, Method, Parameter, Shader, Solution, Terms, Weight,
+};
 
 /// See the module.
 pub(super) struct Nuslerp;
@@ -109,15 +111,27 @@ impl Method for Nuslerp {
                 let shares = shares(t, [gram.product(0, 0), gram.product(0, 1), gram.product(1, 1)]).to_vec();
                 if terms.has_base { Solution::around_base(shares) } else { Solution::sum(shares) }
             }
-            Vectors::Rows(row) => Solution::of(Rows { t, row }),
+            Vectors::Rows(row) => {
+                let has_base = terms.has_base;
+                let shader = || Shader::each((0..2).map(|i| vector_shader(i, has_base)));
+                match data.row_grams(row as u64, 2, shader, |block| block.subtract_base())? {
+                    Some(products) => {
+                        let shares = products.chunks_exact(3).flat_map(|p| shares(t, [p[0], p[1], p[2]]));
+                        let shares = shares.map(|share| share as f32).collect();
+                        Solution::elementwise(ByRow { row, shares, has_base })
+                    }
+                    None => Solution::elementwise(Rows { t, row }),
+                }
+            }
             Vectors::Columns(columns) => {
                 let mut of_columns = [Vec::new(), Vec::new()];
-                for products in products_of_columns(data, columns)? {
+                for products in products_of_columns(data, columns, terms.has_base)? {
                     let shares = shares(t, products);
                     of_columns.iter_mut().zip(shares).for_each(|(list, share)| list.push(share as f32));
                 }
                 let times = LONG.div_ceil(columns);
-                Solution::of(Columns { shares: of_columns.map(|list| list.repeat(times)) })
+                let shares = of_columns.map(|list| list.repeat(times));
+                Solution::elementwise(Columns { shares, has_base: terms.has_base })
             }
         })
     }
@@ -141,12 +155,56 @@ impl Elementwise for Rows {
         }
         add_base(block, out);
     }
+
+    /// What is not solved yet is not a function of elements.
+    fn shader(&self) -> Option<Shader> {
+        None
+    }
+}
+
+/// The vector of a model, with a base its difference from that.
+fn vector_shader(model: usize, has_base: bool) -> String {
+    if has_base { format!("(x[{model}] - x[BASE$])") } else { format!("x[{model}]") }
+}
+
+/// The two vectors times shares, plus the base if there is one.
+fn sum_shader([p, q]: [&str; 2], has_base: bool) -> Shader {
+    let term = |share: &str, model: usize| format!("rounded({share} * {})", vector_shader(model, has_base));
+    let sum = format!("{} + {}", term(p, 0), term(q, 1));
+    Shader::of(if has_base { format!("x[BASE$] + ({sum})") } else { sum })
+}
+
+/// The sum of rows by the shares of each, one after the other.
+struct ByRow {
+    row: usize,
+    shares: Vec<f32>,
+    has_base: bool,
+}
+
+impl Elementwise for ByRow {
+    fn apply(&self, block: &mut Block<'_>, out: &mut [f32]) {
+        block.subtract_base();
+        let first = (block.start / self.row as u64) as usize;
+        let rows = block.inputs[0].chunks(self.row).zip(block.inputs[1].chunks(self.row));
+        let shares = self.shares[2 * first..].chunks_exact(2);
+        for (((a, b), out), share) in rows.zip(out.chunks_mut(self.row)).zip(shares) {
+            let (p, q) = (share[0], share[1]);
+            vector::map(out, [a, b], |[a, b]| p * a + q * b);
+        }
+        add_base(block, out);
+    }
+
+    fn shader(&self) -> Option<Shader> {
+        let shares = ["number$(2u * row$(at))", "number$(2u * row$(at) + 1u)"];
+        Some(sum_shader(shares, self.has_base).rows(self.row as u64).numbers(self.shares.iter().copied()))
+    }
 }
 
 /// Each column by its own angle.
 struct Columns {
     /// A whole number of times as many as there are columns.
     shares: [Vec<f32>; 2],
+    has_base: bool,
 }
 
 impl Elementwise for Columns {
@@ -165,6 +223,13 @@ impl Elementwise for Columns {
         }
         add_base(block, out);
     }
+
+    fn shader(&self) -> Option<Shader> {
+        let length = self.shares[0].len();
+        let shares = ["number$(1u + column$(at))", "number$(1u + word$(0u) + column$(at))"];
+        let shader = sum_shader(shares, self.has_base).rows(length as u64);
+        Some(shader.words([length as u32]).numbers(self.shares.iter().flatten().copied()))
+    }
 }
 
 fn add_base(block: &mut Block<'_>, out: &mut [f32]) {
@@ -182,7 +247,7 @@ struct Part {
 }
 
 /// `a·a`, `a·b` and `b·b` of each column of the two inputs.
-fn products_of_columns(data: &Data<'_>, columns: usize) -> Result<Vec<[f64; 3]>> {
+fn products_of_columns(data: &Data<'_>, columns: usize, has_base: bool) -> Result<Vec<[f64; 3]>> {
     let mut total = vec![[0.0; 3]; columns];
     let visit = |part: &mut Part, block: &mut Block<'_>| {
         block.subtract_base();
@@ -199,12 +264,29 @@ fn products_of_columns(data: &Data<'_>, columns: usize) -> Result<Vec<[f64; 3]>>
             column = if column + 1 == columns { 0 } else { column + 1 };
         }
     };
-    data.fold(TILE, Part::default, visit, |part| {
+    let combine = |part: Part| {
         let first = (part.start.unwrap_or(0) % columns as u64) as usize;
         for (index, sums) in part.sums.iter().enumerate() {
             let total = &mut total[(first + index) % columns];
             total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
         }
-    })?;
+    };
+    let shader = || product_shader(|model| vector_shader(model, has_base));
+    let read = |sums: &[f64]| {
+        let of_column = |sums: &[f64]| std::array::from_fn(|i| (sums[2 * i] + sums[2 * i + 1]) / PRODUCT_SCALE);
+        Part { start: None, sums: sums.chunks_exact(6).map(of_column).collect() }
+    };
+    data.columns(columns as u64, 6, shader, TILE, Part::default, visit, read, combine)?;
     Ok(total)
+}
+
+/// What [`product_shader`] multiplies products with, so that those of small numbers are numbers that devices have.
+pub(super) const PRODUCT_SCALE: f64 = (1u128 << 80) as f64;
+
+/// `a·a`, `a·b` and `b·b` of two vectors, each with what rounding takes from it, times [`PRODUCT_SCALE`].
+pub(super) fn product_shader(vector: impl Fn(usize) -> String) -> Shader {
+    let scaled = |model: usize| format!("({} * {:e})", vector(model), PRODUCT_SCALE.sqrt());
+    let (a, b) = (scaled(0), scaled(1));
+    let product = |a: &str, b: &str| [format!("rounded({a} * {b})"), format!("fma({a}, {b}, -rounded({a} * {b}))")];
+    Shader::each([product(&a, &a), product(&a, &b), product(&b, &b)].into_iter().flatten())
 }

@@ -5,7 +5,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct Ram;
@@ -40,6 +40,17 @@ pub(super) fn kept(change: f32, epsilon: f32) -> f32 {
     if change.abs() > epsilon { change } else { 0.0 * change }
 }
 
+/// [`kept`] and, as 1 or 0, whether it is; the first number is `epsilon`.
+pub(super) const KEPT: &str = "
+fn is_active$(change: f32) -> f32 { return select(0.0, 1.0, abs(change) > number$(0u)); }
+fn kept$(change: f32) -> f32 { return select(zero() * change, change, abs(change) > number$(0u)); }
+";
+
+/// [`active`] of one element.
+pub(super) fn active_shader(models: usize) -> String {
+    Shader::total(models, |i| format!("is_active$(x[{i}] - x[BASE$])"))
+}
+
 impl Method for Ram {
     fn about(&self) -> &About {
         &ABOUT
@@ -47,7 +58,8 @@ impl Method for Ram {
 
     fn solve(&self, terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
         let epsilon = terms.get("epsilon") as f32;
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let models = terms.models();
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             block.subtract_base();
             let (changes, base) = block.split_base();
             let active = active(changes, epsilon);
@@ -56,6 +68,12 @@ impl Method for Ram {
                 vector::update(out, [change], |sum, [x]| sum + kept(x, epsilon));
             }
             vector::update(out, [base, &active], |sum, [b, count]| b + sum / count.max(1.0));
-        }))
+        };
+        let shader = move || {
+            let sum = Shader::sum_from_zero(models, |i| format!("kept$(x[{i}] - x[BASE$])"));
+            let value = format!("x[BASE$] + {sum} / max({}, 1.0)", active_shader(models));
+            Shader::of(value).numbers([epsilon]).with(KEPT)
+        };
+        Ok(Solution::of(function, shader))
     }
 }

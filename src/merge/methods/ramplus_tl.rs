@@ -4,10 +4,10 @@
 //! <https://arxiv.org/abs/2601.13572>, the form that is local to a tensor: `shared` and `unique` are how many elements of
 //! this tensor the model changed together with others and alone.
 
-use super::ram::{EPSILON, active, kept};
+use super::ram::{EPSILON, KEPT, active, active_shader, kept};
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{ANY, About, Allowed, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct RamPlus;
@@ -36,7 +36,16 @@ impl Method for RamPlus {
     fn solve(&self, terms: &Terms, data: &Data<'_>) -> Result<Solution> {
         let (r, alpha, smallest) = (terms.get("r"), terms.get("alpha"), terms.get("epsilon"));
         let epsilon = smallest as f32;
-        let counts = data.sums(2 * terms.models(), |block, sums| {
+        let models = terms.models();
+        let count_shader = move || {
+            let active = active_shader(models);
+            let count = |i: usize, wanted: &str| {
+                format!("is_active$(x[{i}] - x[BASE$]) * select(0.0, 1.0, {active} {wanted} 1.0)")
+            };
+            let counts = (0..models).flat_map(|i| [count(i, ">"), count(i, "==")]);
+            Shader::each(counts.collect::<Vec<_>>()).numbers([epsilon]).with(KEPT)
+        };
+        let counts = data.sums(2 * models, count_shader, |block, sums| {
             block.subtract_base();
             let (changes, _) = block.split_base();
             let active = active(changes, epsilon);
@@ -54,7 +63,8 @@ impl Method for RamPlus {
             (1.0 + r * ratio.max(0.0).min(alpha)) as f32
         };
         let factors: Vec<f32> = counts.chunks(2).map(factor).collect();
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let numbers: Vec<f32> = [epsilon].into_iter().chain(factors.iter().copied()).collect();
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             block.subtract_base();
             let (changes, base) = block.split_base();
             let active = active(changes, epsilon);
@@ -66,6 +76,16 @@ impl Method for RamPlus {
                 });
             }
             vector::update(out, [base], |sum, [b]| b + sum);
-        }))
+        };
+        let shader = move || {
+            let term = |i: usize| {
+                let kept = format!("kept$(x[{i}] - x[BASE$])");
+                format!("select(rounded({kept} * number$({}u)), {kept} / sharing, sharing > 1.0)", i + 1)
+            };
+            let (active, sum) = (active_shader(models), Shader::sum_from_zero(models, term));
+            let body = format!("fn scaled$(x: Values$) -> f32 {{ let sharing = {active}; return x[BASE$] + {sum}; }}");
+            Shader::of("scaled$(x)").with(KEPT).with(&body).numbers(numbers.iter().copied())
+        };
+        Ok(Solution::of(function, shader))
     }
 }

@@ -46,6 +46,8 @@ const ABOUT: About = About {
     ],
 };
 
+/// Elements that are compared at a time.
+const TILE: u64 = 1 << 17;
 /// Singular values below this share of the greatest count as 0.
 const SMALLEST_VALUE: f64 = 1e-10;
 /// Cosines this near to −1 are of half turns, and to 1 of none.
@@ -283,16 +285,18 @@ fn take_mean(matrix: &mut Mat<f64>, share: f64) -> Vec<f64> {
 
 /// Whether the two inputs are the same numbers in F16.
 fn are_near(data: &Data<'_>) -> Result<bool> {
-    let differing = data.sums(1, |block, sums| {
+    let mut is_near = true;
+    let compare = |near: &mut bool, block: &mut Block<'_>| {
         block.subtract_base();
         let [a, b] = block.first::<2>().map(|values| {
             let mut bytes = vec![0; 2 * values.len()];
             dtype::encode(Simd::detect(), DType::F16, values, &mut bytes);
             bytes
         });
-        sums[0] += f64::from(u8::from(a != b));
-    })?;
-    Ok(differing[0] == 0.0)
+        *near &= a == b;
+    };
+    data.fold(TILE, || true, compare, |near| is_near &= near)?;
+    Ok(is_near)
 }
 
 impl Method for Rotate {
@@ -343,7 +347,7 @@ impl Method for Rotate {
         let result = result.map_err(|NotConverged| fail("has no singular vectors that could be found"))?;
         let result: Vec<f32> = (0..rows * columns).map(|i| result[(i / columns, i % columns)] as f32).collect();
         let has_base = terms.has_base;
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        Ok(Solution::of_whole(move |block: &mut Block<'_>, out: &mut [f32]| {
             let start = block.start as usize;
             out.copy_from_slice(&result[start..start + out.len()]);
             if has_base {

@@ -12,7 +12,9 @@
 
 use crate::dtype::vector::{self, Loop};
 use crate::error::Result;
-use crate::merge::{ANY, About, Allowed, Base, Block, Data, Elementwise, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{
+    ANY, About, Allowed, Base, Block, Data, Elementwise, Method, Parameter, Shader, Solution, Terms, Weight,
+};
 
 /// See the module.
 pub(super) struct Sce;
@@ -93,7 +95,9 @@ fn least_variance(share: f64, data: &Data<'_>) -> Result<Option<f32>> {
         vector::run(Variance { values: changes, out: &mut variance });
         block.inputs[0].copy_from_slice(&variance);
     };
-    let differing = data.sums(1, |block, sums| {
+    let models = data.models();
+    let differs = || Shader::of("select(1.0, 0.0, variance$(x) == 0.0)").with(&variance_shader(models));
+    let differing = data.sums(1, differs, |block, sums| {
         variance(block);
         sums[0] += vector::sum([&block.inputs[0]], |[x]| if x == 0.0 { 0.0 } else { 1.0 });
     })?;
@@ -101,8 +105,55 @@ fn least_variance(share: f64, data: &Data<'_>) -> Result<Option<f32>> {
     if count == 0 {
         return Ok(None);
     }
-    let found = data.select(&[vec![data.elements() - count]], variance)?;
+    let shader = || Shader::of("variance$(x)").with(&variance_shader(models));
+    let found = data.select(&[vec![data.elements() - count]], shader, variance)?;
     Ok(found.into_iter().flatten().next())
+}
+
+/// `variance$(x)` of the models' changes. Scaled by powers of two, so that squares are numbers that devices have; what is
+/// beyond those makes the tile the CPU's. In pairs of f32, rounded to one at last, as the CPU's f64 is.
+fn variance_shader(models: usize) -> String {
+    let mut text = PAIRS.to_owned();
+    text += "fn variance$(x: Values$) -> f32 {\n";
+    for i in 0..models {
+        text += &format!("    let d{i} = distance$(x[{i}] - x[BASE$], x[0] - x[BASE$]);\n");
+    }
+    let sum = |terms: String| format!("divided$({terms}, {models}.0)");
+    let added = |term: &dyn Fn(usize) -> String| {
+        (0..models).map(term).reduce(|sum, term| format!("add_pairs({sum}, {term})")).unwrap_or_default()
+    };
+    text += &format!("    let mean = {};\n", sum(added(&|i| format!("d{i}"))));
+    text += &format!("    let sum = {};\n", sum(added(&|i| format!("squared$(add_pairs(d{i}, -mean))"))));
+    text + "    return (sum.x + sum.y) * 8.271806125530277e-25;\n}\n"
+}
+
+/// Arithmetic of pairs, of distances times 2⁴⁰; squares are divided by 2⁸⁰ at last.
+const PAIRS: &str = "
+fn distance$(a: f32, b: f32) -> vec2<f32> {
+    let distance = two_sum(a, -b) * 1099511627776.0;
+    strange = strange || (distance.x != 0.0 && (abs(distance.x) < 1e-6 || abs(distance.x) > 1e18));
+    return distance;
+}
+fn divided$(a: vec2<f32>, by: f32) -> vec2<f32> {
+    let quotient = a.x / by;
+    let product = two_product(quotient, by);
+    return vec2(quotient, ((a.x - product.x) - product.y + a.y) / by);
+}
+fn squared$(a: vec2<f32>) -> vec2<f32> {
+    let square = two_product(a.x, a.x);
+    return vec2(square.x, square.y + 2.0 * a.x * a.y);
+}
+";
+
+/// A shader that may use `selected$(x, change)`: 0 where the variance is below `least`.
+fn selecting(shader: Shader, models: usize, least: Option<f32>) -> Shader {
+    match least {
+        None => shader.with("fn selected$(x: Values$, change: f32) -> f32 { return change; }"),
+        Some(least) => {
+            let selected = "fn selected$(x: Values$, change: f32) -> f32 { return select(change, zero() * change, variance$(x) < number$(0u)); }";
+            shader.with(&variance_shader(models)).with(selected).numbers([least])
+        }
+    }
 }
 
 impl Method for Sce {
@@ -124,7 +175,11 @@ impl Method for Sce {
                 return Ok(Solution::around_base(vec![0.0; models]));
             }
         }
-        let squares = data.sums(models, |block, sums| {
+        let square = || {
+            let square = |i: usize| format!("selected$(x, x[{i}] - x[BASE$]) * selected$(x, x[{i}] - x[BASE$])");
+            selecting(Shader::each((0..models).map(square)), models, least)
+        };
+        let squares = data.sums(models, square, |block, sums| {
             select(block, least);
             for (sum, change) in sums.iter_mut().zip(&*block.inputs) {
                 *sum += vector::dot(change, change);
@@ -135,7 +190,10 @@ impl Method for Sce {
             small if small < SMALLEST => 1.0 / models as f64,
             total => square / data.elements().max(1) as f64 / total,
         };
-        Ok(Solution::of(Erased { least, weights: squares.iter().map(|square| weight(square) as f32).collect() }))
+        Ok(Solution::elementwise(Erased {
+            least,
+            weights: squares.iter().map(|square| weight(square) as f32).collect(),
+        }))
     }
 }
 
@@ -162,5 +220,27 @@ impl Elementwise for Erased {
             vector::update(&mut divisor, [change, &votes], |sum, [x, votes]| sum + weight(x, votes));
         }
         vector::update(out, [base, &divisor], |sum, [b, divisor]| b + sum / divisor.max(SMALLEST as f32));
+    }
+
+    fn shader(&self) -> Option<Shader> {
+        let models = self.weights.len();
+        let first = usize::from(self.least.is_some());
+        let mut text = "fn erased$(x: Values$) -> f32 {\n".to_owned();
+        for i in 0..models {
+            text += &format!("    let c{i} = selected$(x, x[{i}] - x[BASE$]);\n");
+        }
+        text += &format!("    let votes = {};\n", Shader::total(models, |i| format!("c{i}")));
+        for i in 0..models {
+            let agrees = format!("select((c{i} < 0.0), (c{i} > 0.0), votes >= 0.0)");
+            let weight = format!("number$({}u)", first + i);
+            text += &format!("    let w{i} = select(zero() * {weight}, {weight}, {agrees});\n");
+        }
+        let (sum, divisor) = (
+            Shader::sum_from_zero(models, |i| format!("rounded(c{i} * w{i})")),
+            Shader::total(models, |i| format!("w{i}")),
+        );
+        text += &format!("    return x[BASE$] + {sum} / max({divisor}, {:e}f);\n}}\n", SMALLEST as f32);
+        let shader = selecting(Shader::of("erased$(x)"), models, self.least).with(&text);
+        Some(shader.numbers(self.weights.iter().copied()))
     }
 }

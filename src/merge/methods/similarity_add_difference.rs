@@ -6,7 +6,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct SimilarityAddDifference;
@@ -26,6 +26,19 @@ const ABOUT: About = About {
     ],
 };
 
+const MIXED: &str = "
+fn mixed$(a: f32, b: f32, c: f32) -> f32 {
+    let alpha = number$(0u);
+    let is_less = abs(a) < abs(b);
+    let small = select(b, a, is_less);
+    let large = select(a, b, is_less);
+    let likeness = select(small / large, 1.0, large == 0.0);
+    let s = 0.5 * number$(1u) * (1.0 + likeness);
+    let sum = rounded((1.0 - 0.5 * alpha) * a) + rounded(0.5 * alpha * b);
+    return rounded((1.0 - s) * (a + rounded(alpha * (b - c)))) + rounded(s * sum);
+}
+";
+
 impl Method for SimilarityAddDifference {
     fn about(&self) -> &About {
         &ABOUT
@@ -33,7 +46,7 @@ impl Method for SimilarityAddDifference {
 
     fn solve(&self, terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
         let (alpha, beta) = (terms.get("alpha") as f32, terms.get("beta") as f32);
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             vector::map(out, block.first(), |[a, b, c]| {
                 let (small, large) = if a.abs() < b.abs() { (a, b) } else { (b, a) };
                 // a·b / max² is the quotient of the two, without the squares that could leave the range of a float.
@@ -42,6 +55,8 @@ impl Method for SimilarityAddDifference {
                 let sum = (1.0 - 0.5 * alpha) * a + 0.5 * alpha * b;
                 (1.0 - s) * (a + alpha * (b - c)) + s * sum
             });
-        }))
+        };
+        let shader = move || Shader::of("mixed$(x[0], x[1], x[2])").numbers([alpha, beta]).with(MIXED);
+        Ok(Solution::of(function, shader))
     }
 }

@@ -172,7 +172,7 @@ impl Method for SmoothAdd {
         let (mut difference, base) = (data.whole_input(1)?, data.whole_input(2)?);
         vector::update(&mut difference, [&base], |b, [c]| b - c);
         let smoothed = filtered(&terms.shape, difference, base);
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        Ok(Solution::of_whole(move |block: &mut Block<'_>, out: &mut [f32]| {
             let start = block.start as usize;
             out.copy_from_slice(&smoothed[start..start + out.len()]);
             vector::update(out, block.first(), |smooth, [a, b, c]| {

@@ -10,7 +10,7 @@
 //! method here. Numbers are copied, not computed: what is written is the numbers of one model or of the other.
 
 use crate::error::Result;
-use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Allowed, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 use std::ops::Range;
 
 /// See the module.
@@ -51,6 +51,12 @@ fn window(terms: &Terms, rows: u64) -> (Range<u64>, bool) {
     if end <= 1.0 { (row(offset)..row(end), true) } else { (row(end - 1.0)..row(offset), false) }
 }
 
+const BEFORE: &str = "
+fn before$(at: Place, i: u32) -> bool {
+    return at.high < word$(i + 1u) || (at.high == word$(i + 1u) && at.low < word$(i));
+}
+";
+
 impl Method for TensorSum {
     fn about(&self) -> &About {
         &ABOUT
@@ -61,13 +67,20 @@ impl Method for TensorSum {
         let row = data.elements().checked_div(rows).unwrap_or(0);
         let (window, is_second) = window(terms, rows);
         let window = window.start * row..window.end * row;
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let bounds = [window.start, window.end].map(|at| [at as u32, (at >> 32) as u32]);
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             let [first, second] = block.first();
             let (inside, outside) = if is_second { (second, first) } else { (first, second) };
             let within = |element: u64| element.saturating_sub(block.start).min(out.len() as u64) as usize;
             let inner = within(window.start)..within(window.end).max(within(window.start));
             out.copy_from_slice(outside);
             out[inner.clone()].copy_from_slice(&inside[inner]);
-        }))
+        };
+        let shader = move || {
+            let (inside, outside) = if is_second { (1, 0) } else { (0, 1) };
+            let value = format!("select(x[{outside}], x[{inside}], !before$(at, 0u) && before$(at, 2u))");
+            Shader::of(value).words(bounds.into_iter().flatten()).with(BEFORE)
+        };
+        Ok(Solution::of(function, shader))
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::dtype::vector;
 use crate::error::Result;
-use crate::merge::{About, Base, Block, Data, Method, Parameter, Solution, Terms, Weight};
+use crate::merge::{About, Base, Block, Data, Method, Parameter, Shader, Solution, Terms, Weight};
 
 /// See the module.
 pub(super) struct TrainDifference;
@@ -26,6 +26,15 @@ const ABOUT: About = About {
 /// What the tools multiply alpha with.
 const FACTOR: f64 = 1.8;
 
+const TRAINED: &str = "
+fn trained$(a: f32, b: f32, c: f32) -> f32 {
+    let to_a = abs(b - a);
+    let sum = to_a + abs(b - c);
+    let share = select(to_a / sum, 0.0, sum == 0.0);
+    return a + rounded(number$(0u) * share * (b - c));
+}
+";
+
 impl Method for TrainDifference {
     fn about(&self) -> &About {
         &ABOUT
@@ -33,13 +42,15 @@ impl Method for TrainDifference {
 
     fn solve(&self, terms: &Terms, _data: &Data<'_>) -> Result<Solution> {
         let factor = (FACTOR * terms.get("alpha")) as f32;
-        Ok(Solution::of(move |block: &mut Block<'_>, out: &mut [f32]| {
+        let function = move |block: &mut Block<'_>, out: &mut [f32]| {
             vector::map(out, block.first(), |[a, b, c]| {
                 let (to_a, to_c) = ((b - a).abs(), (b - c).abs());
                 let sum = to_a + to_c;
                 let share = if sum == 0.0 { 0.0 } else { to_a / sum };
                 a + factor * share * (b - c)
             });
-        }))
+        };
+        let shader = move || Shader::of("trained$(x[0], x[1], x[2])").numbers([factor]).with(TRAINED);
+        Ok(Solution::of(function, shader))
     }
 }

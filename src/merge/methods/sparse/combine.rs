@@ -2,7 +2,7 @@
 
 use super::sieve::Sieve;
 use crate::dtype::vector::{self, Loop};
-use crate::merge::{Block, Elementwise};
+use crate::merge::{Block, Elementwise, MaskByRank, Shader};
 
 /// `b + factor·Σ wᵢ·s(xᵢ − b)`
 pub(super) struct Summed {
@@ -21,6 +21,40 @@ impl Elementwise for Summed {
         }
         let factor = self.factor;
         vector::update(out, [base], move |sum, [b]| b + factor * sum);
+    }
+
+    fn shader(&self) -> Option<Shader> {
+        let mut kept = Kept::new(&self.sieves, &self.weights);
+        let sum = Shader::sum_from_zero(kept.changes.len(), |i| kept.changes[i].clone());
+        let factor = kept.number(self.factor);
+        Some(kept.shader(format!("x[BASE$] + rounded({factor} * {sum})"), ""))
+    }
+}
+
+/// The changes that sieves leave, as expressions of a shader.
+struct Kept {
+    weights: Vec<f32>,
+    changes: Vec<String>,
+    words: Vec<u32>,
+    masks: Vec<MaskByRank>,
+}
+
+impl Kept {
+    fn new(sieves: &[Sieve], weights: &[f32]) -> Self {
+        let (mut words, mut masks) = (Vec::new(), Vec::new());
+        let kept = |(i, (sieve, weight)): (usize, (&Sieve, &f32))| sieve.kept(i, *weight, &mut words, &mut masks);
+        let changes = sieves.iter().zip(weights).enumerate().map(kept).collect();
+        Self { weights: weights.to_vec(), changes, words, masks }
+    }
+
+    fn number(&mut self, number: f32) -> String {
+        self.words.push(number.to_bits());
+        format!("number$({}u)", self.words.len() - 1)
+    }
+
+    fn shader(self, value: String, items: &str) -> Shader {
+        // Those that the text reads stand among the words; these are there to be looked at.
+        Shader::of(value).with(items).words(self.words).weights(self.weights).masks(self.masks)
     }
 }
 
@@ -41,6 +75,36 @@ impl Elementwise for Elected {
             sieve.apply(start, change, base, *weight);
         }
         vector::run(Elect { elected: self, changes, base, out });
+    }
+
+    fn shader(&self) -> Option<Shader> {
+        let mut kept = Kept::new(&self.sieves, &self.weights);
+        let models = kept.changes.len();
+        let mut text = "fn elected$(x: Values$, at: Place) -> f32 {\n".to_owned();
+        for (i, change) in kept.changes.clone().iter().enumerate() {
+            text += &format!("    let c{i} = {change};\n");
+        }
+        let vote = |i: usize| if self.by_count { format!("sign(c{i})") } else { format!("c{i}") };
+        text += &format!("    let votes = {};\n", Shader::sum_from_zero(models, vote));
+        for i in 0..models {
+            text += &format!("    let a{i} = select((c{i} < 0.0), (c{i} > 0.0), votes >= 0.0);\n");
+        }
+        text += &format!(
+            "    let sum = {};\n",
+            Shader::sum_from_zero(models, |i| format!("select(zero() * c{i}, c{i}, a{i})"))
+        );
+        let lambda = kept.number(self.lambda);
+        if self.normalize {
+            let weights: Vec<String> = self.weights.iter().map(|weight| kept.number(*weight)).collect();
+            let divisor = Shader::total(models, |i| format!("select(0.0, {}, a{i})", weights[i]));
+            text += &format!("    let divisor = {divisor};\n");
+            text += &format!(
+                "    return x[BASE$] + rounded({lambda} * (sum / select(divisor, 1.0, divisor == 0.0)));\n}}\n"
+            );
+        } else {
+            text += &format!("    return x[BASE$] + rounded({lambda} * sum);\n}}\n");
+        }
+        Some(kept.shader("elected$(x, at)".to_owned(), &text))
     }
 }
 

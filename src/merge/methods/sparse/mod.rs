@@ -37,7 +37,7 @@ mod sieve;
 
 use crate::error::Result;
 use crate::merge::{
-    ANY, About, Allowed, Base, Data, Key, Method, Parameter, Solution, Terms, Weight, select, threshold,
+    ANY, About, Allowed, Base, Data, Key, Method, Parameter, Shader, Solution, Terms, Weight, select, threshold,
 };
 use combine::{Elected, Summed};
 use ranked::{Ranked, Rows};
@@ -63,7 +63,8 @@ const DENSITY: Parameter =
     Parameter::per_model("density", 1.0, "the share of each change that is kept").within(Allowed::Between(0.0, 1.0));
 const GAMMA: Parameter =
     Parameter::per_model("gamma", 0.01, "the share of the largest that is dropped").within(Allowed::Between(0.0, 1.0));
-const EPSILON: Parameter = Parameter::per_model("epsilon", 0.15, "how far probabilities spread around the density");
+const EPSILON: Parameter = Parameter::per_model("epsilon", 0.15, "how far probabilities spread around the density")
+    .within(Allowed::Between(0.0, 1.0));
 const GLOBAL: Parameter =
     Parameter::shared("global", 0.0, "1 trims the whole model at one magnitude").within(Allowed::Switch);
 const INT8_MASK: Parameter =
@@ -214,7 +215,8 @@ impl Sparse {
                 (_, None) => Vec::new(),
             })
             .collect();
-        let found = select(tensors, &wanted, |block| block.subtract_base())?;
+        let changes = || Shader::each((0..terms.models()).map(|i| format!("x[{i}] - x[BASE$]")));
+        let found = select(tensors, &wanted, changes, |block| block.subtract_base())?;
         Ok(found
             .iter()
             .map(|found| found.first().map(|low| (*low, found.get(1).copied().unwrap_or(f32::INFINITY))))
@@ -281,7 +283,17 @@ impl Method for Sparse {
                 sieve.scale = (1.0 / density) as f32;
             }
         } else if terms.is_on("rescale") && sieves.iter().any(|sieve| sieve.mask != Mask::All) {
-            let norms = data.sums(2 * models, |block, sums| {
+            let shader = || {
+                let (mut words, mut masks) = (Vec::new(), Vec::new());
+                let norms = |(i, sieve): (usize, &Sieve)| {
+                    let change = format!("abs(x[{i}] - x[BASE$])");
+                    let kept = format!("{change} * {}", sieve.factor(i, &mut words, &mut masks));
+                    [change, kept]
+                };
+                let norms: Vec<String> = sieves.iter().enumerate().flat_map(norms).collect();
+                Shader::each(norms).words(words).masks(masks)
+            };
+            let norms = data.sums(2 * models, shader, |block, sums| {
                 let start = block.start;
                 let (changes, base) = block.split_base();
                 for (i, sieve) in sieves.iter().enumerate() {
@@ -302,10 +314,14 @@ impl Method for Sparse {
         let total: f32 = weights.iter().sum();
         let divisor = if terms.normalize && total.abs() >= 1e-8 { total } else { 1.0 };
         Ok(match terms.get("elect") {
-            0.0 => Solution::of(Summed { sieves, weights, factor: lambda / divisor }),
-            elect => {
-                Solution::of(Elected { sieves, weights, lambda, normalize: terms.normalize, by_count: elect == 2.0 })
-            }
+            0.0 => Solution::elementwise(Summed { sieves, weights, factor: lambda / divisor }),
+            elect => Solution::elementwise(Elected {
+                sieves,
+                weights,
+                lambda,
+                normalize: terms.normalize,
+                by_count: elect == 2.0,
+            }),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Which elements of a change are kept by their rank in a row.
 
 use crate::dtype::vector::{self, Loop};
-use crate::merge::{Key, threshold};
+use crate::merge::{Key, MaskByRank, threshold};
 
 /// Rows along dimension 1, of which neighbours are how far apart.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +39,14 @@ pub(super) struct Ranked {
 }
 
 impl Ranked {
+    /// The same for devices.
+    pub(super) fn mask(&self, model: usize) -> MaskByRank {
+        let Self { key, density, epsilon, rows, by_probability } = *self;
+        let limits = (threshold(density - epsilon) as u32, threshold(density + epsilon) as u32);
+        let by_probability = by_probability.then_some((density, epsilon));
+        MaskByRank { model, key, limits, by_probability, rows: (rows.length as u64, rows.stride as u64) }
+    }
+
     /// What each element of a change, whole slices of it, is multiplied with: 0 for what is dropped.
     pub(super) fn factors(&self, start: u64, change: &[f32]) -> Vec<f32> {
         let Rows { stride, .. } = self.rows;
@@ -84,7 +92,8 @@ impl Ranked {
         if self.by_probability {
             row.rank(&mut row.magnitudes.clone());
             for (factor, magnitude) in factors.iter_mut().zip(&row.magnitudes) {
-                *factor *= (1.0 / probability(row.mean_rank(*magnitude) / (length - 1) as f64)) as f32;
+                let rank = row.doubled_rank(*magnitude) as f64 / 2.0;
+                *factor *= (1.0 / probability(rank / (length - 1) as f64)) as f32;
             }
         }
     }
@@ -135,24 +144,26 @@ impl Row {
         }
     }
 
-    /// The mean rank, from 0, of the elements of a magnitude that is ranked.
-    fn mean_rank(&self, magnitude: u32) -> f64 {
+    /// Twice the mean rank, from 0, of the elements of a magnitude that is ranked.
+    fn doubled_rank(&self, magnitude: u32) -> u64 {
         let index = self.ranks.partition_point(|(other, ..)| *other < magnitude);
         let (_, less, equal) = self.ranks[index];
-        f64::from(less) + (f64::from(equal) - 1.0) / 2.0
+        2 * u64::from(less) + u64::from(equal) - 1
     }
 
-    /// Decides what is undecided: an element is kept if its rank is above the place of its number.
+    /// Decides what is undecided: an element is kept if its rank is above the place of its number. Both are compared as
+    /// integers, so that whatever computes it decides alike.
     fn settle(&mut self, numbers: &[u32], low: u32, high: u32, factors: &mut [f32]) {
         if self.undecided.is_empty() {
             return;
         }
         let mut wanted: Vec<u32> = self.undecided.iter().map(|i| self.magnitudes[*i]).collect();
         self.rank(&mut wanted);
-        let step = (self.magnitudes.len() - 1) as f64 / f64::from((high - low).max(1));
+        let (spread, last) = (u64::from((high - low).max(1)), self.magnitudes.len() as u64 - 1);
         for &i in &self.undecided {
-            let place = f64::from(numbers[i] - low) * step;
-            factors[i] = if self.mean_rank(self.magnitudes[i]) > place { 1.0 } else { 0.0 };
+            let rank = self.doubled_rank(self.magnitudes[i]);
+            let is_above = rank * spread > 2 * u64::from(numbers[i] - low) * last;
+            factors[i] = if is_above { 1.0 } else { 0.0 };
         }
     }
 }
@@ -300,12 +311,12 @@ mod tests {
         sorted.sort_unstable();
         let low = threshold(ranked.density - ranked.epsilon) as u32;
         let high = threshold(ranked.density + ranked.epsilon) as u32;
-        let step = (change.len() - 1) as f64 / f64::from((high - low).max(1));
+        let (spread, last) = (u64::from((high - low).max(1)), change.len() as u64 - 1);
         let is_kept = |(magnitude, number): (&u32, &u32)| {
-            let first = sorted.partition_point(|other| other < magnitude);
-            let behind = sorted.partition_point(|other| other <= magnitude);
-            let rank = (first + behind - 1) as f64 / 2.0;
-            *number < low || (*number < high && rank > f64::from(*number - low) * step)
+            let first = sorted.partition_point(|other| other < magnitude) as u64;
+            let behind = sorted.partition_point(|other| other <= magnitude) as u64;
+            let is_above = || (first + behind - 1) * spread > 2 * u64::from(*number - low) * last;
+            *number < low || (*number < high && is_above())
         };
         magnitudes.iter().zip(numbers).map(is_kept).collect()
     }

@@ -2,7 +2,7 @@
 
 use super::ranked::Ranked;
 use crate::dtype::vector;
-use crate::merge::Key;
+use crate::merge::{Key, MaskByRank};
 
 /// Which elements of one model's change are kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +43,46 @@ fn below(number: u32, limit: u32) -> f32 {
     if number <= limit { 1.0 } else { 0.0 }
 }
 
+/// A number that a shader reads, by its place among them.
+fn push(words: &mut Vec<u32>, word: u32) -> String {
+    words.push(word);
+    format!("word$({}u)", words.len() - 1)
+}
+
 impl Sieve {
+    /// 1 where a change of model `i` is kept and 0 elsewhere, as an expression that reads `words`; the factors of ranks are
+    /// those of a mask to be computed before.
+    pub(super) fn factor(&self, i: usize, words: &mut Vec<u32>, masks: &mut Vec<MaskByRank>) -> String {
+        match self.mask {
+            Mask::All => "1.0".to_owned(),
+            Mask::Nothing => "0.0".to_owned(),
+            Mask::Between(low, high) => {
+                let (low, high) = (push(words, low.to_bits()), push(words, high.to_bits()));
+                format!("within(x[{i}] - x[BASE$], {low}, {high})")
+            }
+            Mask::Random(key, limit) => {
+                let [low, high] = key.words();
+                let (low, high, limit) = (push(words, low), push(words, high), push(words, limit));
+                format!("below(random(at, {low}, {high}), {limit})")
+            }
+            Mask::Ranked(ranked) => {
+                masks.push(ranked.mask(i));
+                format!("factor$({}u, at)", masks.len() - 1)
+            }
+        }
+    }
+
+    /// What becomes of a change of model `i` with this weight, as an expression like [`Self::factor`].
+    pub(super) fn kept(&self, i: usize, weight: f32, words: &mut Vec<u32>, masks: &mut Vec<MaskByRank>) -> String {
+        let factor = self.factor(i, words, masks);
+        let weight = push(words, weight.to_bits());
+        if matches!(self.mask, Mask::All) {
+            return format!("rounded((x[{i}] - x[BASE$]) * bitcast<f32>({weight}))");
+        }
+        let scale = push(words, self.scale.to_bits());
+        format!("rounded((x[{i}] - x[BASE$]) * ({factor} * bitcast<f32>({scale})) * bitcast<f32>({weight}))")
+    }
+
     /// Turns a model's elements into its weighted change from the base, less what is dropped.
     pub(super) fn apply(&self, start: u64, model: &mut [f32], base: &[f32], weight: f32) {
         let scale = self.scale;
