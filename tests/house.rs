@@ -15,7 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "cli",
         &["recipe", "adapter", "names", "merge", "analysis", "plot", "stream", "checkpoint", "output", "gpu", "dtype"],
     ),
-    ("recipe", &["adapter", "names", "merge", "analysis", "stream", "checkpoint", "output", "dtype"]),
+    ("recipe", &["adapter", "names", "merge", "analysis", "stream", "checkpoint", "output", "gpu", "dtype"]),
     ("adapter", &["names", "merge", "stream", "checkpoint", "output", "dtype"]),
     ("names", &["checkpoint"]),
     ("merge", &["stream", "checkpoint", "gpu", "dtype"]),

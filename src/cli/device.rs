@@ -16,7 +16,7 @@ pub(super) struct Device {
     ///
     /// A graphics processor keeps and drops the same elements as the CPU; drivers differ in the last bit of roots and divisions,
     /// so that the output is the same on every machine only with cpu. `auto` tries one tensor on both and takes the faster,
-    /// if the merge takes 5 s or more; it never takes a software device. rotate, smooth-add, types of 64 bits and tensors of fewer than 65,536
+    /// if the merge takes some 90 s or more; it never takes a software device. rotate, smooth-add, types of 64 bits and tensors of fewer than 65,536
     /// elements stay on the CPU. With --memory, half of that is for data on its way to the device; the driver's own memory is not counted.
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = wanted)]
     device: Wanted,

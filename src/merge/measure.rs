@@ -20,7 +20,7 @@ const SHORTEST: u64 = 32;
 /// Elements that a workgroup of `histogram.wgsl` counts.
 const SHARE: u64 = 1 << 14;
 /// Bytes of a sum.
-const PAIR: u64 = 8;
+pub(super) const PAIR: u64 = 8;
 
 /// Makes of a kernel's output what it means.
 type Read<'p, T> = Box<dyn Fn(&[u8]) -> T + Sync + 'p>;
@@ -57,7 +57,7 @@ fn sums(out: &[u8]) -> Vec<f64> {
 }
 
 /// The same of inner products, which the kernel scales.
-fn products(out: &[u8]) -> Vec<f64> {
+pub(super) fn products(out: &[u8]) -> Vec<f64> {
     let mut sums = sums(out);
     sums.iter_mut().for_each(|sum| *sum /= GRAM_SCALE);
     sums
@@ -307,7 +307,8 @@ fn together_of(segment: u64) -> u64 {
     workgroup / segment.div_ceil(u64::from(GROUP)).next_power_of_two().clamp(1, workgroup)
 }
 
-fn gram_groups(size: usize) -> u64 {
+/// Workgroups that the inner products of a segment take.
+pub(super) fn gram_groups(size: usize) -> u64 {
     let blocks = (size as u64).div_ceil(GRAM_BLOCK);
     blocks * (blocks + 1) / 2
 }

@@ -4,12 +4,14 @@
 //! once. A candidate `b + Σ cᵢ·(xᵢ − b)`, or `Σ cᵢ·xᵢ`, is one dispatch and one download for each tile; there is one tile,
 //! where the device's limits allow it.
 
+use super::data::pairs;
+use super::measure::{PAIR, gram_groups, products};
 use super::node::Source;
-use super::offload::{Offload, Shape, groups_of};
+use super::offload::{Offload, SEGMENT, Shape, groups_of};
 use super::shader::{Shader, Text};
-use super::{Blend, BlendKernel};
+use super::{Blend, BlendKernel, Block, Gram};
 use crate::checkpoint::TensorView;
-use crate::dtype::{DType, Simd};
+use crate::dtype::{self, DType, Simd, vector};
 use crate::error::{Error, Result};
 use crate::gpu::{self, GROUP, Held, Limits};
 use crate::stream::{Kernel, Offloading};
@@ -149,6 +151,52 @@ impl<'a> Resident<'a> {
             let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
             kernel.run(0, &inputs, out)
         })
+    }
+
+    /// The inner products of all models or, around a base, of their differences from it: over all tensors as one vector.
+    ///
+    /// # Errors
+    /// As reading does.
+    pub fn gram(&self) -> Result<Gram> {
+        let size = self.models.len() - usize::from(self.has_base);
+        let vector = |i: usize| if self.has_base { format!("x[{i}] - x[BASE$]") } else { format!("x[{i}]") };
+        let sources: Vec<Source<'a>> = (0..self.types.len()).map(Source::Leaf).collect();
+        let offload = Text::new(sources.len(), &sources, &Shader::each((0..size).map(vector)))
+            .and_then(|text| Offload::of_text(&self.offloading, "gram", None, &self.types, text));
+        let of_tile = |tile: &Tile| {
+            let segments = tile.count().div_ceil(SEGMENT);
+            let pairs = pairs(size).count() as u64;
+            let shape = Shape {
+                groups: segments * gram_groups(size),
+                output: segments * pairs * PAIR,
+                scratch: 0,
+                zeros: false,
+                own: [SEGMENT as u32; 2],
+            };
+            let mut out = vec![0; shape.output as usize];
+            let done = offload.as_ref().is_some_and(|offload| {
+                offload.run_held(tile.elements.start, tile.count(), &tile.held, &shape, &mut out)
+            });
+            if done { Ok(products(&out)) } else { self.gram_of(tile, size) }
+        };
+        let parts: Vec<Vec<f64>> = self.tiles.par_iter().map(of_tile).collect::<Result<_>>()?;
+        let mut upper = vec![0.0; pairs(size).count()];
+        let length = upper.len().max(1);
+        for part in parts.iter().flat_map(|part| part.chunks(length)) {
+            upper.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+        }
+        Ok(Gram::new(size, &upper))
+    }
+
+    /// The same of a tile, by the CPU.
+    fn gram_of(&self, tile: &Tile, size: usize) -> Result<Vec<f64>> {
+        let bytes = self.read(&tile.elements)?;
+        let mut values = vec![vec![0.0; tile.count() as usize]; bytes.len()];
+        for ((bytes, dtype), values) in bytes.iter().zip(&self.types).zip(&mut values) {
+            dtype::decode(Simd::detect(), *dtype, bytes, values);
+        }
+        Block { start: tile.elements.start, inputs: &mut values, has_base: self.has_base }.subtract_base();
+        Ok(pairs(size).map(|(i, j)| vector::dot(&values[i], &values[j])).collect())
     }
 
     /// How long a candidate takes that stays on the device: the mean of so many times, by tile.

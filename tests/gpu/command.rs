@@ -74,7 +74,7 @@ fn a_small_merge_is_not_tried() -> Test {
         model.write(folder.path().join(format!("{name}.st")))?;
     }
     let ran = run(folder.path(), "merge c.st d.st -o out.safetensors --device auto").ok();
-    assert!(ran.stderr.contains(" s, and a device is tried from 5 s on"), "{}", ran.stderr);
+    assert!(ran.stderr.contains(" s, and a device is tried from "), "{}", ran.stderr);
     Ok(())
 }
 

@@ -82,6 +82,47 @@ fn candidates_are_those_of_the_cpu() -> Test {
     Ok(())
 }
 
+/// Numbers that a tensor has, as f64.
+fn numbers(model: &Checkpoint) -> Test<Vec<f64>> {
+    let mut all = Vec::new();
+    for tensor in model.tensors() {
+        let view = model.view(tensor);
+        let mut buffer = Vec::new();
+        all.extend(crate::model::decode(tensor.dtype, view.read(0..tensor.bytes, &mut buffer)?));
+    }
+    Ok(all)
+}
+
+#[test]
+fn inner_products_are_those_of_f64() -> Test {
+    let folder = tempdir()?;
+    let models = files(folder.path(), &[DType::F16, DType::BF16, DType::F32, DType::F32], |x| x)?;
+    let values = models.iter().map(numbers).collect::<Test<Vec<_>>>()?;
+    for limits in [None, Some(Limits { binding: 64 << 10, memory: 64 << 20, groups: 64 })] {
+        let device = Arc::new(open(&Choice::Best, limits)?);
+        for (has_base, size) in [(true, 3), (false, 4)] {
+            let resident = Resident::new(&offloading(Arc::clone(&device)), views(&models), has_base, DType::F16)?;
+            let vector = |i: usize, k: usize| if has_base { values[i][k] - values[3][k] } else { values[i][k] };
+            for is_lost in [false, limits.is_some() && !has_base] {
+                if is_lost {
+                    device.lose();
+                }
+                let gram = resident.gram()?;
+                for i in 0..size {
+                    for j in 0..size {
+                        let products = (0..values[0].len()).map(|k| vector(i, k) * vector(j, k));
+                        let (expected, most) =
+                            products.fold((0.0, 0.0), |(sum, most): (f64, f64), x| (sum + x, most + x.abs()));
+                        let apart = (gram.product(i, j) - expected).abs();
+                        assert!(apart <= 1e-6 * most, "{has_base}, {i}, {j}: {apart} of {most}");
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_cpu_makes_candidates_where_the_device_cannot() -> Test {
     let folder = tempdir()?;
