@@ -4,8 +4,6 @@
 use super::{Compute, Device, Features, HEADER, Inputs, Job, Lost, Outcome, Pass, WORKGROUP, kernel, text};
 use std::sync::Arc;
 
-const SHADER: &str = include_str!("../../shaders/check.wgsl");
-
 /// Pairs: two workgroups and a part of a third.
 const PAIRS: usize = 600;
 /// Words of output for each.
@@ -30,7 +28,7 @@ pub(super) fn check(device: &Device) -> Result<(), String> {
     let pairs = pairs();
     let input: Vec<u8> = pairs.iter().flatten().flat_map(|word| word.to_le_bytes()).collect();
     let mut output = vec![0; 4 * (WORDS * PAIRS + 1)];
-    let pass = Pass { shader: Arc::from(SHADER), groups: PAIRS.div_ceil(WORKGROUP as usize) as u64 };
+    let pass = Pass { shader: Arc::from(kernel("check").source()), groups: PAIRS.div_ceil(WORKGROUP as usize) as u64 };
     let mut params = [0; HEADER];
     params[0] = PAIRS as u32;
     let job = Job {

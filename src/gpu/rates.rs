@@ -1,11 +1,9 @@
 //! How fast a device is: up, down, and through the plainest of shaders.
 
-use super::{Compute, Device, Inputs, Job, Kind, Lost, Pass, Rates, WORKGROUP};
+use super::{Compute, Device, Inputs, Job, Kind, Lost, Pass, Rates, WORKGROUP, kernel};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
-
-const COPY: &str = include_str!("../../shaders/copy.wgsl");
 
 /// Jobs of each thread.
 const JOBS: usize = 4;
@@ -29,7 +27,8 @@ impl Device {
         let down = self.together(&Job { output: size, ..none })?;
 
         let vectors = size / 16;
-        let passes = [Pass { shader: Arc::from(COPY), groups: vectors.div_ceil(u64::from(WORKGROUP)) }];
+        let passes =
+            [Pass { shader: Arc::from(kernel("copy").source()), groups: vectors.div_ceil(u64::from(WORKGROUP)) }];
         let params = [vectors as u32];
         let inputs = Inputs::Bytes(&inputs);
         let through = self.time(&Job { passes: &passes, params: &params, inputs, output: size, ..none }, TIMES)?;

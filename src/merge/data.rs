@@ -171,10 +171,6 @@ impl<'a> Data<'a> {
         self.device.as_ref()
     }
 
-    pub(super) fn leaves(&self) -> &[TensorView<'a>] {
-        &self.leaves
-    }
-
     /// The types of the tensors that are read.
     pub(super) fn types(&self) -> Vec<DType> {
         self.leaves.iter().map(|view| view.tensor.dtype).collect()
@@ -270,7 +266,7 @@ impl<'a> Data<'a> {
             |range, inputs| {
                 if let Some(device) = &device {
                     let (first, count) = (range.start * self.block, (range.end - range.start) * self.block);
-                    if let Some(folded) = device.run(self, first, count, inputs)? {
+                    if let Some(folded) = device.run(first, count, inputs)? {
                         return Ok(folded);
                     }
                 }

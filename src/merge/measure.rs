@@ -41,11 +41,10 @@ impl<'p, 'a, T> OnDevice<'p, 'a, T> {
     }
 
     /// What comes of one tile; `None` if it is the CPU's.
-    pub(super) fn run(&self, data: &Data<'_>, start: u64, count: u64, bytes: &[&[u8]]) -> Result<Option<T>> {
+    pub(super) fn run(&self, start: u64, count: u64, bytes: &[&[u8]]) -> Result<Option<T>> {
         let shape = (self.shape)(count);
         let mut out = vec![0; shape.output as usize];
-        let types = data.types();
-        Ok(self.offload.run(start, count, &types, bytes, &shape, &mut out)?.then(|| (self.read)(&out)))
+        Ok(self.offload.run(start, count, bytes, &shape, &mut out)?.then(|| (self.read)(&out)))
     }
 }
 
@@ -75,7 +74,7 @@ impl<'a> Data<'a> {
         if self.elements() < offloading.least {
             return None;
         }
-        Offload::new(offloading, kernel, None, self.leaves(), self.sources(), &shader())
+        Offload::new(offloading, kernel, None, self.types(), self.sources(), &shader())
     }
 
     /// A kernel that makes `sums_of_segment` sums of each segment.

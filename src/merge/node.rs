@@ -408,9 +408,10 @@ impl<'a> Program<'a> {
     #[must_use]
     pub fn offloaded(&self, offloading: &Offloading) -> Option<Offloaded<'_, 'a>> {
         let shader = self.root.shader()?;
-        let offload = Offload::new(offloading, "blend", Some(self.output), &self.leaves, self.root.sources(), &shader)?;
-        let inputs = self.leaves.iter().map(|view| view.tensor.dtype).collect();
-        Some(Offloaded::new(self, offload, inputs, self.output, self.unit))
+        let tensors = self.leaves.iter().map(|view| view.tensor.dtype).collect();
+        let output = Some(self.output);
+        let offload = Offload::new(offloading, "blend", output, tensors, self.root.sources(), &shader)?;
+        Some(Offloaded::new(self, offload, self.output, self.unit))
     }
 
     /// The faster kernel for a weighted sum of tensors, if that is what it is.

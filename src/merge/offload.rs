@@ -6,7 +6,6 @@
 use super::BlendKernel;
 use super::node::Source;
 use super::shader::{Leaf, Shader, Text};
-use crate::checkpoint::TensorView;
 use crate::dtype::{self, DType, Simd};
 use crate::error::Result;
 use crate::gpu::{self, GROUP, Held, Inputs, Job, Limits, Pass, WORKGROUP};
@@ -50,6 +49,8 @@ pub(super) struct Shape {
 pub(super) struct Offload<'a> {
     offloading: Offloading,
     text: Text<'a>,
+    /// The types of the tensors that are read.
+    tensors: Vec<DType>,
     /// The types in which leaves are uploaded.
     types: Vec<DType>,
     /// Where the table of masks begins among the words.
@@ -65,28 +66,11 @@ impl<'a> Offload<'a> {
         offloading: &Offloading,
         kernel: &str,
         output: Option<DType>,
-        tensors: &[TensorView<'_>],
+        tensors: Vec<DType>,
         sources: &[Source<'a>],
         root: &Shader,
     ) -> Option<Self> {
         let text = Text::new(tensors.len(), sources, root)?;
-        Self::of_text(
-            offloading,
-            kernel,
-            output,
-            &tensors.iter().map(|view| view.tensor.dtype).collect::<Vec<_>>(),
-            text,
-        )
-    }
-
-    /// Of a text whose tensors have these types.
-    pub(super) fn of_text(
-        offloading: &Offloading,
-        kernel: &str,
-        output: Option<DType>,
-        tensors: &[DType],
-        text: Text<'a>,
-    ) -> Option<Self> {
         // Numbers of 64 bits are the CPU's.
         let is_wide = tensors.contains(&DType::F64) || output == Some(DType::F64);
         if is_wide || text.leaves.len() > INPUTS_MOST || size_of::<u32>() * text.word_count() > PARAMS_MOST {
@@ -110,7 +94,20 @@ impl<'a> Offload<'a> {
         }
         let rows = text.masks.first().map_or((1, 1), |mask| mask.mask.rows);
         let table = text.word_count();
-        Some(Self { offloading: offloading.clone(), text, types, table: u32::try_from(table).ok()?, passes, rows })
+        let (offloading, table) = (offloading.clone(), u32::try_from(table).ok()?);
+        Some(Self { offloading, text, tensors, types, table, passes, rows })
+    }
+
+    /// The same where the sources are the tensors, one by one.
+    pub(super) fn of_tensors(
+        offloading: &Offloading,
+        kernel: &str,
+        output: Option<DType>,
+        tensors: Vec<DType>,
+        root: &Shader,
+    ) -> Option<Self> {
+        let sources: Vec<Source<'a>> = (0..tensors.len()).map(Source::Leaf).collect();
+        Self::new(offloading, kernel, output, tensors, &sources, root)
     }
 
     /// Elements that must come together: slices of rows whose ranks decide.
@@ -140,22 +137,16 @@ impl<'a> Offload<'a> {
     }
 
     /// The bytes of the leaves as the device takes them, of `count` elements from number `start` on.
-    fn inputs<'i>(
-        &self,
-        start: u64,
-        count: usize,
-        tensors: &[DType],
-        bytes: &[&'i [u8]],
-    ) -> Result<Vec<Cow<'i, [u8]>>> {
+    fn inputs<'i>(&self, start: u64, count: usize, bytes: &[&'i [u8]]) -> Result<Vec<Cow<'i, [u8]>>> {
         let floats = |fill: &dyn Fn(&mut [f32]) -> Result<()>| -> Result<Cow<'i, [u8]>> {
             let mut values = vec![0.0; count];
             fill(&mut values)?;
             Ok(Cow::Owned(values.into_iter().flat_map(f32::to_le_bytes).collect()))
         };
         let leaf = |leaf: &Leaf<'a>| match leaf {
-            Leaf::Tensor(index) if gpu::is_packed(tensors[*index]) => Ok(Cow::Borrowed(bytes[*index])),
+            Leaf::Tensor(index) if gpu::is_packed(self.tensors[*index]) => Ok(Cow::Borrowed(bytes[*index])),
             Leaf::Tensor(index) => floats(&|values| {
-                dtype::decode(Simd::detect(), tensors[*index], bytes[*index], values);
+                dtype::decode(Simd::detect(), self.tensors[*index], bytes[*index], values);
                 Ok(())
             }),
             Leaf::Generated(generator) => floats(&|values| generator.fill(start, values)),
@@ -164,19 +155,11 @@ impl<'a> Offload<'a> {
     }
 
     /// Runs over one tile, of which `bytes` are the tensors'; `false` if it is the CPU's.
-    pub(super) fn run(
-        &self,
-        start: u64,
-        count: u64,
-        tensors: &[DType],
-        bytes: &[&[u8]],
-        shape: &Shape,
-        out: &mut [u8],
-    ) -> Result<bool> {
+    pub(super) fn run(&self, start: u64, count: u64, bytes: &[&[u8]], shape: &Shape, out: &mut [u8]) -> Result<bool> {
         if self.offloading.compute.failure().is_some() {
             return Ok(false);
         }
-        let inputs = self.inputs(start, count as usize, tensors, bytes)?;
+        let inputs = self.inputs(start, count as usize, bytes)?;
         let inputs: Vec<&[u8]> = inputs.iter().map(|input| &**input).collect();
         Ok(self.dispatch(start, count, Inputs::Bytes(&inputs), shape, out))
     }
@@ -268,27 +251,24 @@ pub(super) fn groups_of(threads: u64) -> u64 {
 pub struct Offloaded<'k, 'a> {
     cpu: &'k dyn Kernel,
     offload: Offload<'a>,
-    /// The types of the inputs.
-    inputs: Vec<DType>,
     output: DType,
     /// Elements in what the stream counts.
     unit: u64,
 }
 
 impl<'k, 'a> Offloaded<'k, 'a> {
-    pub(super) fn new(cpu: &'k dyn Kernel, offload: Offload<'a>, inputs: Vec<DType>, output: DType, unit: u64) -> Self {
-        Self { cpu, offload, inputs, output, unit }
+    pub(super) fn new(cpu: &'k dyn Kernel, offload: Offload<'a>, output: DType, unit: u64) -> Self {
+        Self { cpu, offload, output, unit }
     }
 
     /// One for a weighted sum of tensors, unless that is the CPU's.
     #[must_use]
     pub fn of_sum(kernel: &'k BlendKernel, offloading: &Offloading) -> Option<Self> {
-        let sources: Vec<Source<'a>> = (0..kernel.inputs.len()).map(Source::Leaf).collect();
-        let text = Text::new(sources.len(), &sources, &Shader::sum(&kernel.blend))?;
-        let offload = Offload::of_text(offloading, "blend", Some(kernel.output), &kernel.inputs, text)?;
+        let (output, sum) = (Some(kernel.output), Shader::sum(&kernel.blend));
+        let offload = Offload::of_tensors(offloading, "blend", output, kernel.inputs.clone(), &sum)?;
         let blocks = kernel.inputs.iter().chain([&kernel.output]).map(|dtype| dtype.block_elements());
         let unit = blocks.max().unwrap_or(1);
-        Some(Self::new(kernel, offload, kernel.inputs.clone(), kernel.output, unit))
+        Some(Self::new(kernel, offload, kernel.output, unit))
     }
 
     /// One tile of a few elements; `false` if it is the CPU's.
@@ -304,10 +284,10 @@ impl<'k, 'a> Offloaded<'k, 'a> {
             own: [0; 2],
         };
         if packed {
-            return self.offload.run(start, count, &self.inputs, inputs, &shape, out);
+            return self.offload.run(start, count, inputs, &shape, out);
         }
         let mut bytes = vec![0; (count * width) as usize];
-        let done = self.offload.run(start, count, &self.inputs, inputs, &shape, &mut bytes)?;
+        let done = self.offload.run(start, count, inputs, &shape, &mut bytes)?;
         if done {
             let mut values = vec![0.0; count as usize];
             dtype::decode(Simd::detect(), DType::F32, &bytes, &mut values);
@@ -332,7 +312,7 @@ impl Kernel for Offloaded<'_, '_> {
             part.extend(
                 inputs
                     .iter()
-                    .zip(&self.inputs)
+                    .zip(&self.offload.tensors)
                     .map(|(input, &dtype)| &input[bytes(dtype, at)..bytes(dtype, at + length)]),
             );
             let out = &mut out[bytes(self.output, at)..bytes(self.output, at + length)];

@@ -6,9 +6,8 @@
 
 use super::data::pairs;
 use super::measure::{PAIR, gram_groups, products};
-use super::node::Source;
 use super::offload::{Offload, SEGMENT, Shape, groups_of};
-use super::shader::{Shader, Text};
+use super::shader::Shader;
 use super::{Blend, BlendKernel, Block, Gram};
 use crate::checkpoint::TensorView;
 use crate::dtype::{self, DType, Simd, vector};
@@ -160,9 +159,8 @@ impl<'a> Resident<'a> {
     pub fn gram(&self) -> Result<Gram> {
         let size = self.models.len() - usize::from(self.has_base);
         let vector = |i: usize| if self.has_base { format!("x[{i}] - x[BASE$]") } else { format!("x[{i}]") };
-        let sources: Vec<Source<'a>> = (0..self.types.len()).map(Source::Leaf).collect();
-        let offload = Text::new(sources.len(), &sources, &Shader::each((0..size).map(vector)))
-            .and_then(|text| Offload::of_text(&self.offloading, "gram", None, &self.types, text));
+        let vectors = Shader::each((0..size).map(vector));
+        let offload = Offload::of_tensors(&self.offloading, "gram", None, self.types.clone(), &vectors);
         let of_tile = |tile: &Tile| {
             let segments = tile.count().div_ceil(SEGMENT);
             let pairs = pairs(size).count() as u64;
@@ -223,9 +221,8 @@ impl<'a> Resident<'a> {
     }
 
     fn offload(&self, kernel: &BlendKernel) -> Option<Offload<'a>> {
-        let sources: Vec<Source<'a>> = (0..self.types.len()).map(Source::Leaf).collect();
-        let text = Text::new(sources.len(), &sources, &Shader::sum(&kernel.blend))?;
-        Offload::of_text(&self.offloading, "blend", Some(kernel.output), &self.types, text)
+        let sum = Shader::sum(&kernel.blend);
+        Offload::of_tensors(&self.offloading, "blend", Some(kernel.output), self.types.clone(), &sum)
     }
 }
 
@@ -250,9 +247,7 @@ pub fn blend_rate(offloading: &Offloading, elements: u64) -> Option<f64> {
     let bytes = vec![0x3c; (elements * DType::F16.block_bytes()) as usize];
     let held = offloading.compute.hold(&types.map(|_| bytes.as_slice())).ok()?;
     let blend = Blend { from_base: false, coefficients: vec![0.5, 0.25, 0.25] };
-    let sources: Vec<Source<'_>> = (0..types.len()).map(Source::Leaf).collect();
-    let text = Text::new(sources.len(), &sources, &Shader::sum(&blend))?;
-    let offload = Offload::of_text(offloading, "blend", Some(DType::F16), &types, text)?;
+    let offload = Offload::of_tensors(offloading, "blend", Some(DType::F16), types.to_vec(), &Shader::sum(&blend))?;
     let tile = Tile { elements: 0..elements, held };
     let time = offload.time_held(elements, &tile.held, &tile.shape(DType::F16, false), TIMES)?;
     let moved = elements * DType::F16.block_bytes() * (types.len() as u64 + 1);
