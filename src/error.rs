@@ -79,6 +79,10 @@ pub enum Error {
     /// A graphics processor cannot be used.
     #[error("{0}")]
     Gpu(String),
+    /// A network could not be built or run.
+    #[cfg(feature = "diffusion")]
+    #[error("{0}")]
+    Network(String),
     /// The output cannot go where it was asked to.
     #[error("{}: {message}; nothing was written", shown(path))]
     Output {
@@ -100,6 +104,17 @@ pub enum Error {
     /// The user asked to stop.
     #[error("interrupted; nothing was written")]
     Interrupted,
+}
+
+#[cfg(feature = "diffusion")]
+impl From<candle_core::Error> for Error {
+    /// What candle says, without the backtrace that it puts behind where the environment asks for one.
+    fn from(mut error: candle_core::Error) -> Self {
+        while let candle_core::Error::WithBacktrace { inner, .. } = error {
+            error = *inner;
+        }
+        Self::Network(error.to_string())
+    }
 }
 
 impl Error {

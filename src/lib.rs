@@ -8,9 +8,15 @@ pub mod analysis;
 pub mod checkpoint;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "diffusion")]
+pub mod diffusion;
 pub mod dtype;
 pub mod error;
+#[cfg(feature = "diffusion")]
+pub mod eval;
 pub mod gpu;
+#[cfg(feature = "diffusion")]
+pub mod images;
 pub mod merge;
 pub mod names;
 mod os;

@@ -2,6 +2,7 @@
 
 use crate::model::{Outcome, names_in, root, run};
 use ckptmerge::checkpoint::FORMATS;
+use ckptmerge::diffusion::schedulers::SCHEDULERS;
 use ckptmerge::gpu::KERNELS;
 use ckptmerge::merge::METHODS;
 use ckptmerge::names::NAME_MAPS;
@@ -13,8 +14,26 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[(&str, &[&str])] = &[
     (
         "cli",
-        &["recipe", "adapter", "names", "merge", "analysis", "plot", "stream", "checkpoint", "output", "gpu", "dtype"],
+        &[
+            "recipe",
+            "adapter",
+            "names",
+            "eval",
+            "diffusion",
+            "images",
+            "merge",
+            "analysis",
+            "plot",
+            "stream",
+            "checkpoint",
+            "output",
+            "gpu",
+            "dtype",
+        ],
     ),
+    ("eval", &["diffusion", "images", "merge", "stream", "checkpoint", "output", "dtype"]),
+    ("diffusion", &["images", "merge", "stream", "checkpoint", "output", "dtype"]),
+    ("images", &["stream", "checkpoint", "output", "dtype"]),
     ("recipe", &["adapter", "names", "merge", "analysis", "stream", "checkpoint", "output", "gpu", "dtype"]),
     ("adapter", &["names", "merge", "stream", "checkpoint", "output", "dtype"]),
     ("names", &["checkpoint"]),
@@ -235,6 +254,22 @@ fn every_method_is_in_the_table() {
 }
 
 #[test]
+fn every_scheduler_is_in_the_table() {
+    let files = sources("src/diffusion/schedulers");
+    let of = Regex::new(r#"const ENTRY: Entry = Entry \{\s*name: "([^"]+)""#).expect("the pattern is written here");
+    let mut written = BTreeSet::new();
+    for (file, text) in files.iter().filter(|(_, text)| code(text).contains("impl Scheduler for")) {
+        let found = of.captures(text).unwrap_or_else(|| panic!("src/diffusion/schedulers/{file} has no entry"));
+        written.insert(found[1].to_owned());
+    }
+    let names: Vec<&str> = SCHEDULERS.iter().map(|entry| entry.name).collect();
+    let table: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(table.len(), names.len(), "a name stands twice in {names:?}");
+    assert_eq!(written, table, "a scheduler is a file and a line of SCHEDULERS");
+    assert!(SCHEDULERS.iter().all(|entry| entry.about.ends_with(')')), "a scheduler names its paper");
+}
+
+#[test]
 fn every_name_map_is_in_the_table() {
     let files = sources("src/names");
     let maps: BTreeSet<String> = files
@@ -251,6 +286,26 @@ fn every_name_map_is_in_the_table() {
     for map in NAME_MAPS {
         assert!(!map.about().is_empty() && help.contains(map.id()), "{} is not in the help", map.id());
     }
+}
+
+#[cfg(feature = "diffusion")]
+#[test]
+fn every_extractor_is_in_the_table() {
+    let files = sources("src/eval/extractors");
+    let kind = Regex::new(r#"static KIND: Kind = Kind \{\s*name: "([^"]+)""#).expect("the pattern is written here");
+    let mut written = BTreeSet::new();
+    for (file, text) in files.iter().filter(|(file, _)| *file != "mod.rs") {
+        let found = kind.captures(text).unwrap_or_else(|| panic!("src/eval/extractors/{file} has no extractor"));
+        assert_eq!(found[1], *file.trim_end_matches(".rs"), "an extractor has its file's name");
+        written.insert(found[1].to_owned());
+    }
+    let names: Vec<&str> = ckptmerge::eval::EXTRACTORS.iter().map(|kind| kind.name).collect();
+    let table: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(table.len(), names.len(), "a name stands twice in {names:?}");
+    assert_eq!(written, table, "an extractor is a file and a line of EXTRACTORS");
+    let help = run(root(), "fid --help").ok().stdout;
+    assert!(names.iter().all(|name| help.contains(&format!("- {name}"))), "{help}");
+    assert!(names.iter().all(|name| is_kebab(name)), "{names:?}");
 }
 
 #[test]

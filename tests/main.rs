@@ -3,7 +3,10 @@
 mod blocks;
 mod cli;
 mod convert;
+mod diffusion;
 mod dtype;
+#[cfg(feature = "diffusion")]
+mod eval;
 mod formats;
 mod gpu;
 mod hostile;
@@ -19,7 +22,9 @@ mod names;
 mod numbers;
 mod recipes;
 mod robust;
+mod schedulers;
 mod similarity;
+mod stable_diffusion;
 mod stats;
 mod task_vector;
 

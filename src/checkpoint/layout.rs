@@ -242,6 +242,10 @@ fn pipeline(root: &Path) -> Result<Vec<Part>> {
         }
     }
     if parts.is_empty() {
+        // The first pipelines, as google/ddpm-cifar10-32 is one, have their only network in the folder itself.
+        parts.extend(part(root, "")?);
+    }
+    if parts.is_empty() {
         return Err(Error::model(root, "none of the pipeline's components has weights"));
     }
     Ok(parts)

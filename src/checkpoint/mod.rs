@@ -275,7 +275,7 @@ impl Checkpoint {
             let gathered = |pieces: Pieces, lengths: &[u64]| {
                 let width = info.dtype.bytes().ok_or_else(|| corrupt("packed elements cannot be rearranged"))? as u64;
                 let gather = Gather::new(pieces, elements, width, info.big_endian, lengths).map_err(error)?;
-                Ok(Location::Gathered(Arc::new(gather)))
+                Ok::<_, Error>(Location::Gathered(Arc::new(gather)))
             };
             let location = match &info.data {
                 Data::Dense(extent) if info.big_endian && info.dtype.bytes() != Some(1) => {

@@ -24,8 +24,8 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 
 /// The most threads that a run starts: beyond it starting them takes longer than what they do.
 pub const THREADS_MAX: usize = 256;
@@ -120,12 +120,20 @@ impl Settings {
     /// # Errors
     /// [`Error::Recipe`] if the system has no more.
     pub fn pool(&self) -> Result<rayon::ThreadPool> {
+        decompose_in_one_order();
         rayon::ThreadPoolBuilder::new()
             .num_threads(self.threads())
             .thread_name(|index| format!("stream-{index}"))
             .build()
             .map_err(|error| Error::Recipe(format!("cannot start {} threads: {error}", self.threads())))
     }
+}
+
+/// That matrices are decomposed by the thread that asks, in an order that depends on nothing else: faer takes all threads
+/// unless it is told, and what it adds up then depends on their number.
+pub(crate) fn decompose_in_one_order() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| faer::set_global_parallelism(faer::Par::Seq));
 }
 
 /// What a caller may do to a run while it goes on.
@@ -145,7 +153,7 @@ impl Control<'_> {
         Control { progress: &|_| {}, cancel: &NEVER }
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.cancel.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 }

@@ -293,7 +293,7 @@ impl Reader<'_> {
             dtype,
             tokenizer,
             chat_template: template
-                .map(|tree| Ok((self.word(tree, "`chat_template`")?.to_owned(), tree.place)))
+                .map(|tree| Ok::<_, Error>((self.word(tree, "`chat_template`")?.to_owned(), tree.place)))
                 .transpose()?,
             seed: present("seed").map(|tree| self.integer(tree, "`seed`")).transpose()?.unwrap_or(0),
             missing: missing.transpose()?.unwrap_or_default(),
