@@ -4,8 +4,10 @@
 //! temporary is locked while its writer lives: what a killed run left behind is unlocked, and the next run removes it.
 
 mod folder;
+mod npz;
 
 pub use folder::StagedFolder;
+pub use npz::{Array, write_npz};
 
 use crate::error::{Bytes, Error, Result};
 use crate::os;
