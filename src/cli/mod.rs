@@ -10,16 +10,22 @@ mod devices;
 mod diff;
 #[cfg(feature = "plot")]
 mod diff_map;
+#[cfg(feature = "diffusion")]
+mod fid;
 mod formats;
 mod inspect;
 mod man;
 mod merge;
 mod methods;
+#[cfg(feature = "diffusion")]
+mod network_device;
 #[cfg(feature = "plot")]
 mod picture;
 mod remarks;
 mod report;
 mod run;
+#[cfg(feature = "diffusion")]
+mod sample;
 mod similarity;
 mod stats;
 mod task_vector;
@@ -44,16 +50,16 @@ trait Run {
 }
 
 macro_rules! subcommands {
-    ($($name:ident in $module:ident),* $(,)?) => {
+    ($($(#[$condition:meta])? $name:ident in $module:ident),* $(,)?) => {
         #[derive(Subcommand)]
         enum Subcommands {
-            $($name($module::$name),)*
+            $($(#[$condition])? $name($module::$name),)*
         }
 
         impl Run for Subcommands {
             fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
                 match self {
-                    $(Self::$name(command) => command.run(common),)*
+                    $($(#[$condition])? Self::$name(command) => command.run(common),)*
                 }
             }
         }
@@ -69,6 +75,10 @@ subcommands! {
     TaskVector in task_vector,
     Similarity in similarity,
     Stats in stats,
+    #[cfg(feature = "diffusion")]
+    Sample in sample,
+    #[cfg(feature = "diffusion")]
+    Fid in fid,
     Methods in methods,
     Formats in formats,
     Devices in devices,
@@ -253,7 +263,7 @@ fn without_adapters(path: &Path) -> Result<(), Error> {
     if path.exists() || !has_adapters {
         return Ok(());
     }
-    let message = "adapters are applied by merge, run, convert and task-vector only: write the model with its adapters first, by `ckptmerge convert MODEL+ADAPTER -o OUT`";
+    let message = "adapters are applied by merge, run, convert and task-vector only: write the model with its adapters first, by `ckptmerge convert MODEL+ADAPTER OUT`";
     Err(Error::model(path, message))
 }
 

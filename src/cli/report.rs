@@ -76,7 +76,7 @@ impl Report {
     }
 
     /// A file that was written beside the answer.
-    fn wrote(&self, path: &Path) {
+    pub(super) fn wrote(&self, path: &Path) {
         if !self.quiet {
             say(&format!("wrote {}", path.display()));
         }
@@ -114,6 +114,28 @@ impl Report {
         total: u64,
         work: impl FnOnce(Control<'_>) -> crate::Result<T>,
     ) -> crate::Result<T> {
+        let style = "{bar:32} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+        self.watched_as(style, total, work)
+    }
+
+    /// The same over so many things of a kind, such as `images`.
+    #[cfg(feature = "diffusion")]
+    pub(super) fn watched_count<T>(
+        &self,
+        total: u64,
+        things: &str,
+        work: impl FnOnce(Control<'_>) -> crate::Result<T>,
+    ) -> crate::Result<T> {
+        let style = format!("{{bar:32}} {{human_pos}}/{{human_len}} {things}  {{per_sec}}  {{eta}} left");
+        self.watched_as(&style, total, work)
+    }
+
+    fn watched_as<T>(
+        &self,
+        style: &str,
+        total: u64,
+        work: impl FnOnce(Control<'_>) -> crate::Result<T>,
+    ) -> crate::Result<T> {
         // Only the first call installs the handler; without one, Ctrl-C ends the process and the next run cleans up.
         os::keeping_ignored_signals(|| {
             let _ = ctrlc::set_handler(|| CANCEL.store(true, std::sync::atomic::Ordering::Relaxed));
@@ -121,12 +143,10 @@ impl Report {
         let shown = !self.quiet && io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(total), target);
-        if let Ok(style) = ProgressStyle::with_template(
-            "{bar:32} {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left",
-        ) {
+        if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style.progress_chars("━╸ "));
         }
-        let result = work(Control { progress: &|bytes| bar.inc(bytes), cancel: &CANCEL });
+        let result = work(Control { progress: &|done| bar.inc(done), cancel: &CANCEL });
         bar.finish_and_clear();
         result
     }
