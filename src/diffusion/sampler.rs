@@ -117,8 +117,9 @@ pub fn sample(
     let scheduler = (sampling.scheduler)()?;
     let calls = scheduler.timesteps().len();
     let expert = |call: usize| {
-        let share = f64::from(scheduler.timesteps()[call]) / sampling.train_timesteps as f64;
-        ((share * models.len() as f64) as usize).min(models.len() - 1)
+        // Multiplied first: a timestep at the edge of a range is then exactly there.
+        let reached = f64::from(scheduler.timesteps()[call]) * models.len() as f64;
+        ((reached / sampling.train_timesteps as f64) as usize).min(models.len() - 1)
     };
     let samples = (sampling.images.len() * channels * shape.1 * shape.2) as u64 * 4 * REMEMBERED;
     let others: u64 = models.iter().skip(1).map(|model| model.bytes()).sum();
