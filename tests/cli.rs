@@ -562,7 +562,7 @@ fn what_looks_at_files_as_they_are_takes_no_adapters() -> Outcome {
         Model::new().f32("x", &[1.0]).write(path.join(name))?;
     }
     for command in ["diff b.st a.st+b.st", "diff a.st+none.st b.st", "inspect a.st+b.st"] {
-        run(path, command).fails(1, &["a.st+", "ckptmerge convert MODEL+ADAPTER -o OUT"]);
+        run(path, command).fails(1, &["a.st+", "ckptmerge convert MODEL+ADAPTER OUT"]);
     }
     // A path may have the sign in it, and one that is not there is just that.
     run(path, "diff c+b.st b.st").ok();
