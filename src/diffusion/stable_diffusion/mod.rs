@@ -9,11 +9,26 @@
 //! use candle_core::{DType, Device};
 //! use ckptmerge::Checkpoint;
 //! use ckptmerge::diffusion::stable_diffusion::{Prompt, StableDiffusion};
+//! use ckptmerge::diffusion::{Noise, Sampling, sample, to_images};
+//! use ckptmerge::stream::Control;
 //!
 //! let pipeline = StableDiffusion::open(Checkpoint::open("stable-diffusion-v1-5")?, DType::F32, &Device::Cpu)?;
-//! let prompt = Prompt::new("a photograph of an astronaut riding a horse");
-//! let mut scheduler = pipeline.scheduler_config()?.build(None, 50)?;
-//! let images = pipeline.sample(&prompt, scheduler.as_mut(), 0, 0..4, |_call, _of| Ok(()))?;
+//! let model = pipeline.prompted(&Prompt::new("a photograph of an astronaut riding a horse"))?;
+//! let config = pipeline.scheduler_config()?;
+//! let sampling = Sampling {
+//!     scheduler: &|| config.build(None, 50),
+//!     train_timesteps: config.train_timesteps(),
+//!     noise: Noise::new(0),
+//!     start: None,
+//!     images: 0..4,
+//!     size: model.latent_size(),
+//!     batch: 1,
+//!     device: &Device::Cpu,
+//! };
+//! sample(&[&model], &sampling, Control::none(), |latents| {
+//!     let images = to_images(&pipeline.decode(&latents)?)?;
+//!     ckptmerge::images::write("astronaut.png".as_ref(), &images, 0)
+//! })?;
 //! # Ok::<(), ckptmerge::Error>(())
 //! ```
 
