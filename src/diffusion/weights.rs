@@ -52,12 +52,6 @@ impl Weights {
         of_all.filter_map(|tensor| tensor.name.strip_prefix(self.shared.prefix.as_str()))
     }
 
-    /// The shape of a tensor.
-    #[must_use]
-    pub fn shape(&self, name: &str) -> Option<&[u64]> {
-        Some(&self.shared.checkpoint.get(&self.shared.named(name))?.tensor.shape)
-    }
-
     /// A tensor as f32, of whatever shape it has.
     ///
     /// # Errors
