@@ -15,6 +15,9 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use config::Sampling;
 
+/// What stands before the number of a channel-wise projection in its tensor's name.
+pub const PROJECTIONS: &str = "adapter_list";
+
 /// A network that tells the noise in images.
 #[derive(Debug)]
 pub struct UNet2D {
@@ -101,11 +104,11 @@ impl UNet2D {
             before = out;
         }
         let mut projections = Vec::new();
-        if builder.contains_tensor("adapter_list.0.weight") {
+        if builder.contains_tensor(&format!("{PROJECTIONS}.0.weight")) {
             let middle = config.has_middle.then_some(last);
             for (index, of) in channels.iter().copied().chain(middle).chain(channels.iter().rev().copied()).enumerate()
             {
-                projections.push(builder.get((of, of, 1, 1), &format!("adapter_list.{index}.weight"))?);
+                projections.push(builder.get((of, of, 1, 1), &format!("{PROJECTIONS}.{index}.weight"))?);
             }
         }
         Ok(Self {
