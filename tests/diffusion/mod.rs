@@ -2,6 +2,7 @@
 
 mod layers;
 mod sample;
+mod train;
 mod unet;
 
 use crate::model::{Outcome, root};
