@@ -8,6 +8,7 @@ use crate::diffusion::unet::UNet2D;
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor, Var};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// What a gradient's norm may be more than what it is cut to, as in torch.
 const CLIP_EPSILON: f64 = 1e-6;
@@ -53,7 +54,7 @@ pub struct Kept<'a> {
 /// A network in training.
 pub struct Trainer {
     unet: UNet2D,
-    base: Option<UNet2D>,
+    base: Option<Arc<UNet2D>>,
     noising: Noising,
     method: Method,
     parameters: Vec<Parameter>,
@@ -67,7 +68,7 @@ impl Trainer {
     ///
     /// # Errors
     /// candle's.
-    pub fn new(network: Network, base: Option<UNet2D>, noising: Noising, method: Method) -> Result<Self> {
+    pub fn new(network: Network, base: Option<Arc<UNet2D>>, noising: Noising, method: Method) -> Result<Self> {
         let mut parameters = Vec::with_capacity(network.weights.len());
         for (name, var) in network.weights {
             let weights = var.flatten_all()?.to_vec1::<f32>()?;
@@ -89,7 +90,7 @@ impl Trainer {
     /// # Errors
     /// [`Error::Network`] if the loss is not a number; candle's.
     pub fn accumulate(&mut self, batch: &Batch) -> Result<Losses> {
-        let (loss, losses) = self.method.objective.of(&self.unet, self.base.as_ref(), &self.noising, batch)?;
+        let (loss, losses) = self.method.objective.of(&self.unet, self.base.as_deref(), &self.noising, batch)?;
         if !losses.total.is_finite() {
             let message = format!("the loss of step {} is not a number: train with a lower --lr", self.steps + 1);
             return Err(Error::Network(message));
