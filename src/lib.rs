@@ -24,6 +24,8 @@ pub mod output;
 pub mod plot;
 pub mod recipe;
 pub mod stream;
+#[cfg(feature = "diffusion")]
+pub mod train;
 
 pub use checkpoint::{Checkpoint, IoMode, OpenOptions};
 pub use error::{Bytes, Error, Mismatch, Result};

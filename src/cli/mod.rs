@@ -5,6 +5,8 @@
 
 mod completions;
 mod convert;
+#[cfg(feature = "diffusion")]
+mod data;
 mod device;
 mod devices;
 mod diff;
@@ -12,6 +14,8 @@ mod diff;
 mod diff_map;
 #[cfg(feature = "diffusion")]
 mod fid;
+#[cfg(feature = "diffusion")]
+mod finetune;
 mod formats;
 mod inspect;
 mod man;
@@ -79,6 +83,8 @@ subcommands! {
     Sample in sample,
     #[cfg(feature = "diffusion")]
     Fid in fid,
+    #[cfg(feature = "diffusion")]
+    Finetune in finetune,
     Methods in methods,
     Formats in formats,
     Devices in devices,

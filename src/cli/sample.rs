@@ -124,7 +124,7 @@ fn eta(text: &str) -> Result<f64, String> {
     if (0.0..=1.0).contains(&eta) { Ok(eta) } else { Err("it is from 0 to 1".to_owned()) }
 }
 
-fn size(text: &str) -> Result<(usize, usize), String> {
+pub(super) fn size(text: &str) -> Result<(usize, usize), String> {
     let side = |text: &str| text.parse().ok().filter(|side| (1..=16_384).contains(side));
     let (rows, columns) = text.split_once('x').unwrap_or((text, text));
     side(rows).zip(side(columns)).ok_or_else(|| "it is a number of pixels, or rows and columns as 64x96".to_owned())
@@ -155,7 +155,7 @@ impl Run for Sample {
 }
 
 /// That the network's levels halve evenly.
-fn check_size(size: (usize, usize), config: &Config) -> Result<(), Error> {
+pub(super) fn check_size(size: (usize, usize), config: &Config) -> Result<(), Error> {
     let unit = 1usize << (config.block_out_channels.len() - 1).min(20);
     if size.0.is_multiple_of(unit) && size.1.is_multiple_of(unit) {
         return Ok(());
@@ -390,7 +390,7 @@ impl Sample {
 }
 
 /// A published configuration by its name, or a file's.
-fn named_config(path: &Path) -> Result<Config, Error> {
+pub(super) fn named_config(path: &Path) -> Result<Config, Error> {
     match NAMED.iter().find(|(name, _)| path.as_os_str() == *name) {
         Some((_, config)) => Ok(config()),
         None if path.is_file() => diffusion::read_config(path),

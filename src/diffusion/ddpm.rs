@@ -112,6 +112,12 @@ impl Ddpm {
         self.scheduler.as_ref()
     }
 
+    /// The weights alone.
+    #[must_use]
+    pub fn into_weights(self) -> Weights {
+        self.weights
+    }
+
     /// Reads the weights.
     ///
     /// # Errors

@@ -142,6 +142,16 @@ impl Set {
         starts.map(move |start| self.read(start..self.len().min(start + size)))
     }
 
+    /// An image by its number.
+    ///
+    /// # Errors
+    /// As [`batches`](Self::batches); [`Error::Model`] if there are not so many.
+    pub fn image(&self, index: usize) -> Result<Image> {
+        let missing = || Error::model(&self.path, format!("has {} images, and none of number {index}", self.len()));
+        let range = if index < self.len() { index..index + 1 } else { return Err(missing()) };
+        self.read(range)?.pop().ok_or_else(missing)
+    }
+
     fn read(&self, range: Range<usize>) -> Result<Vec<Image>> {
         match &self.source {
             Source::Files(files) => files.get(range).unwrap_or_default().par_iter().map(|file| decode(file)).collect(),

@@ -3,11 +3,11 @@
 //! A file or folder is built beside its target as `.NAME.tmp-PID` and takes the target's place in one step. The
 //! temporary is locked while its writer lives: what a killed run left behind is unlocked, and the next run removes it.
 
+mod arrays;
 mod folder;
-mod npz;
 
+pub use arrays::{Array, write_arrays, write_npz};
 pub use folder::StagedFolder;
-pub use npz::{Array, write_npz};
 
 use crate::error::{Bytes, Error, Result};
 use crate::os;

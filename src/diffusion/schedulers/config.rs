@@ -173,6 +173,12 @@ impl Config {
         self
     }
 
+    /// As a `scheduler_config.json` says it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        Value::Object(self.values.clone())
+    }
+
     /// Timesteps that the model was trained on: from 0 to one less.
     #[must_use]
     pub fn train_timesteps(&self) -> u64 {

@@ -14,11 +14,13 @@ mod dpm;
 mod euler;
 mod heun;
 mod levels;
+mod noising;
 mod pndm;
 mod schedule;
 mod unipc;
 
 pub use config::Config;
+pub use noising::Noising;
 
 use crate::error::Error;
 use candle_core::{Result, Tensor};

@@ -1,7 +1,7 @@
 //! What a `UNet2DModel` is made of: diffusers' `config.json`.
 
 use crate::diffusion::layers::{Groups, Kind, Waves};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// A configuration that has a name.
 pub type Named = (&'static str, fn() -> Config);
@@ -210,6 +210,45 @@ impl Config {
         fields.check_known()?;
         config.check()?;
         Ok(config)
+    }
+
+    /// As a `config.json` says it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let names = |blocks: &[Sampling], known: &[(&str, Sampling)]| -> Vec<Value> {
+            let name = |block: &Sampling| known.iter().find(|(_, kind)| kind == block).map(|(name, _)| (*name).into());
+            blocks.iter().filter_map(name).collect()
+        };
+        let resampling = |by_resnet: bool| if by_resnet { "resnet" } else { "conv" };
+        json!({
+            "_class_name": "UNet2DModel",
+            "act_fn": "silu",
+            "add_attention": self.add_attention,
+            "attention_head_dim": self.attention_head_dim,
+            "attn_norm_num_groups": self.attn_norm_num_groups,
+            "block_out_channels": self.block_out_channels,
+            "center_input_sample": self.center_input_sample,
+            "down_block_types": names(&self.down_block_types, &Sampling::DOWN),
+            "downsample_padding": self.downsample_padding,
+            "downsample_type": resampling(self.downsample_by_resnet),
+            "flip_sin_to_cos": self.flip_sin_to_cos,
+            "freq_shift": self.freq_shift,
+            "in_channels": self.in_channels,
+            "layers_per_block": self.layers_per_block,
+            "mid_block_scale_factor": self.mid_block_scale_factor,
+            "mid_block_type": self.has_middle.then_some("UNetMidBlock2D"),
+            "norm_eps": self.norm_eps,
+            "norm_num_groups": self.norm_num_groups,
+            "out_channels": self.out_channels,
+            "resnet_time_scale_shift": if self.time_scale_shift { "scale_shift" } else { "default" },
+            "sample_size": self.sample_size.map(|(rows, columns)| {
+                if rows == columns { json!(rows) } else { json!([rows, columns]) }
+            }),
+            "time_embedding_dim": self.time_embedding_dim,
+            "time_embedding_type": "positional",
+            "up_block_types": names(&self.up_block_types, &Sampling::UP),
+            "upsample_type": resampling(self.upsample_by_resnet),
+        })
     }
 
     fn check(&self) -> Result<(), String> {

@@ -15,6 +15,9 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use config::Sampling;
 
+/// What stands before the number of a channel-wise projection in its tensor's name.
+pub const PROJECTIONS: &str = "adapter_list";
+
 /// A network that tells the noise in images.
 #[derive(Debug)]
 pub struct UNet2D {
@@ -103,7 +106,7 @@ impl UNet2D {
         let of_middle = config.has_middle.then_some(last);
         let blocks = channels.iter().copied().chain(of_middle).chain(channels.iter().rev().copied());
         let projection = |(index, of): (usize, usize)| {
-            let name = format!("adapter_list.{index}.weight");
+            let name = format!("{PROJECTIONS}.{index}.weight");
             builder.contains_tensor(&name).then(|| builder.get((of, of, 1, 1), &name)).transpose()
         };
         let projections = blocks.enumerate().map(projection).collect::<Result<_>>()?;

@@ -1,4 +1,4 @@
-//! Arrays in memory to an `.npz` archive that appears whole.
+//! Arrays in memory to a file that appears whole.
 
 use super::StagedFile;
 use crate::dtype::DType;
@@ -10,7 +10,7 @@ use std::path::Path;
 /// An array to be written.
 #[derive(Clone, Copy, Debug)]
 pub struct Array<'a> {
-    /// The name, without `.npy`.
+    /// The name, in an archive without `.npy`.
     pub name: &'a str,
     /// The type of the elements.
     pub dtype: DType,
@@ -23,8 +23,16 @@ pub struct Array<'a> {
 /// Writes arrays, and text beside them, as `numpy.savez` does. NumPy finds the text as an array `__metadata__`.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::NoSpace`], or [`Error::Format`] for names that an archive cannot hold.
+/// As [`write_arrays`].
 pub fn write_npz(path: &Path, arrays: &[Array<'_>], text: &[(&str, String)]) -> Result<()> {
+    write_arrays(path, &Npz, arrays, text)
+}
+
+/// Writes arrays, and text beside them as metadata, in a format.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::NoSpace`], or [`Error::Format`] for names that the format cannot hold.
+pub fn write_arrays(path: &Path, format: &dyn Format, arrays: &[Array<'_>], text: &[(&str, String)]) -> Result<()> {
     let error = |source: FormatError| Error::Format { path: path.to_owned(), source };
     let spec = |array: &Array<'_>| TensorSpec {
         name: array.name.to_owned(),
@@ -34,14 +42,16 @@ pub fn write_npz(path: &Path, arrays: &[Array<'_>], text: &[(&str, String)]) -> 
     };
     let specs: Vec<TensorSpec> = arrays.iter().map(spec).collect();
     let metadata: Metadata = text.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-    let plan = Npz.plan_write(&specs, &metadata).map_err(error)?;
+    let plan = format.plan_write(&specs, &metadata).map_err(error)?;
     let file = StagedFile::create(path, plan.length)?;
     let mut checksums = Vec::new();
     for (array, offset) in arrays.iter().zip(&plan.offsets) {
-        checksums.push(crc32fast::hash(array.bytes));
+        if plan.wants_crc32 {
+            checksums.push(crc32fast::hash(array.bytes));
+        }
         file.write_at(offset.unwrap_or_default(), array.bytes)?;
     }
-    let last = Npz.finish_write(&plan, &specs, &metadata, &checksums).map_err(error)?;
+    let last = format.finish_write(&plan, &specs, &metadata, &checksums).map_err(error)?;
     for segment in plan.segments.iter().chain(&last) {
         file.write_at(segment.offset, &segment.bytes)?;
     }

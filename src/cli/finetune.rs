@@ -1,0 +1,503 @@
+//! `ckptmerge finetune`
+
+use super::data::DataOption;
+use super::report::{Report, count, significant};
+use super::sample::{check_size, named_config};
+use super::{Common, Run, named, without_adapters};
+use crate::checkpoint::Checkpoint;
+use crate::diffusion::schedulers::{Config as SchedulerConfig, Noising};
+use crate::diffusion::unet::{Config, UNet2D};
+use crate::diffusion::{self, Ddpm};
+use crate::error::Error;
+use crate::stream::Control;
+use crate::train::{
+    self, AdamW, Course, Crop, Data, Method, MovingAverage, Network, Objective, Rate, Row, Source, Timesteps, Trainer,
+    Training, WEIGHTINGS, Weighting,
+};
+use candle_core::Device;
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use serde_json::{Value, json};
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Train copies of a diffusion model on ranges of timesteps
+///
+/// BASE is a checkpoint of diffusers' UNet2DModel, as `sample` takes it. Each copy is trained on its own range of
+/// timesteps, mostly (--p), to tell noise and to stay consistent with BASE (--consistency): Decouple-then-Merge's first stage (Ma et al.
+/// 2025). Its folder holds the model with averaged weights, its configurations, the log as CSV and picture, and the state to go on
+/// from (--resume). The same command gives the same bits with any number of threads, interrupted or not.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  ckptmerge finetune ddpm-cifar10-32/ --ranges 4 --p 0.4 --channel-projection --data cifar10/ -o copies/
+  ckptmerge finetune base/ --timesteps 0..250 --data images.npy --steps 2000 --lr 2e-4 -o early/
+  ckptmerge finetune base/ --consistency 0 --data images.npy -o plain/
+  ckptmerge finetune --from-scratch config.json --data images.npy --steps 5000 -o base/
+  ckptmerge merge copies/range-*/ --base base/ --weights 0.25,0.25,0.25,0.25 -o merged/")]
+pub(super) struct Finetune {
+    /// The model that copies begin as
+    #[arg(value_name = "BASE", required_unless_present = "from_scratch", conflicts_with = "from_scratch")]
+    base: Option<PathBuf>,
+    /// Train a new model instead: a config.json, or cifar10, church or bedroom
+    #[arg(long, value_name = "CONFIG")]
+    from_scratch: Option<PathBuf>,
+    /// The folder of the model; of several copies it holds range-0, range-1, …
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    #[command(flatten)]
+    data: DataOption,
+    /// Train so many copies, each on its share of the timesteps, in parallel as threads allow
+    #[arg(long, value_name = "N", conflicts_with = "timesteps", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    ranges: Option<u32>,
+    /// Train one copy, on these timesteps: 0..250 is 0 to 249 [default: all]
+    #[arg(long, value_name = "A..B", value_parser = timesteps)]
+    timesteps: Option<Range<usize>>,
+    /// How often a timestep is drawn from all instead of the copy's own
+    #[arg(long, value_name = "P", default_value_t = 0.3, value_parser = share)]
+    p: f64,
+    /// Decide so for a whole batch at a time, as the authors' code does, not for each image
+    #[arg(long)]
+    p_by_batch: bool,
+    /// Draw timesteps in pairs that lie mirrored in their range
+    #[arg(long)]
+    antithetic: bool,
+    /// How much the difference from BASE counts beside the denoising loss [default: 1; 0 for a new model]
+    #[arg(long, value_name = "C", value_parser = not_negative, conflicts_with = "from_scratch")]
+    consistency: Option<f64>,
+    /// Train channel-wise projections behind each block as well, which begin as the identity
+    #[arg(long)]
+    channel_projection: bool,
+    /// How much the loss at each timestep counts
+    #[arg(long, value_name = "NAME", default_value = "none", value_parser = PossibleValuesParser::new(WEIGHTINGS.iter().map(|weighting| weighting.name)), long_help = weightings())]
+    weighting: String,
+    /// The γ of min-snr and p2 [default: 5 and 1]
+    #[arg(long, value_name = "G", value_parser = not_negative)]
+    gamma: Option<f64>,
+    #[command(flatten)]
+    course: CourseOptions,
+    #[command(flatten)]
+    optimizer: OptimizerOptions,
+    /// Where larger images are cut: center or random
+    #[arg(long, value_name = "WHERE", default_value = "center", value_parser = named(&[("center", Crop::Center), ("random", Crop::Random)]))]
+    crop: Crop,
+    /// Mirror half of the images
+    #[arg(long)]
+    flip: bool,
+    /// Rows and columns that images are resized and cut to, as 64 or 64x96 [default: as the network was trained]
+    #[arg(long, value_name = "SIZE", value_parser = super::sample::size)]
+    size: Option<(usize, usize)>,
+    /// What network BASE is: a config.json, or cifar10, church or bedroom [default: the one beside it]
+    #[arg(long, value_name = "CONFIG", conflicts_with = "from_scratch")]
+    config: Option<PathBuf>,
+    /// The noise: a scheduler_config.json [default: the one beside BASE, or DDPM's]
+    #[arg(long, value_name = "FILE.json")]
+    scheduler_config: Option<PathBuf>,
+    /// What all random numbers follow from
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Go on with a training that was interrupted, or whose --steps are more now
+    #[arg(long)]
+    resume: bool,
+}
+
+/// How long and how fast.
+#[derive(Args)]
+struct CourseOptions {
+    /// Steps of the optimizer
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    steps: u64,
+    /// Images of a batch
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: u32,
+    /// Batches whose gradients make a step
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    accumulate: u32,
+    /// The learning rate [default: 5e-5; 2e-4 for a new model]
+    #[arg(long, value_name = "RATE", value_parser = not_negative)]
+    lr: Option<f64>,
+    /// How it changes: constant, or cosine, down to zero at the last step
+    #[arg(long, value_name = "NAME", default_value = "constant", value_parser = named(&[("constant", Course::Constant), ("cosine", Course::Cosine)]))]
+    lr_schedule: Course,
+    /// Steps in which it rises from zero
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    warmup: u64,
+    /// Steps from one save of the state to the next
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    save_every: u64,
+}
+
+/// AdamW, and the average of the weights.
+#[derive(Args)]
+struct OptimizerOptions {
+    /// AdamW's β₁
+    #[arg(long, value_name = "B", default_value_t = 0.95, value_parser = below_one)]
+    beta1: f64,
+    /// AdamW's β₂
+    #[arg(long, value_name = "B", default_value_t = 0.999, value_parser = below_one)]
+    beta2: f64,
+    /// AdamW's weight decay
+    #[arg(long, value_name = "D", default_value_t = 1e-6, value_parser = not_negative)]
+    weight_decay: f64,
+    /// The norm that longer gradients are cut to; 0 for any
+    #[arg(long, value_name = "NORM", default_value_t = 1.0, value_parser = not_negative)]
+    clip: f64,
+    /// The decay of the moving average of the weights, which is what is written; 0 writes the weights themselves
+    #[arg(long, value_name = "D", default_value_t = 0.9999, value_parser = below_one)]
+    ema: f64,
+    /// How fast that decay grows, as 1 − (1 + steps)^−POWER
+    #[arg(long, value_name = "POWER", default_value_t = 0.75, value_parser = not_negative)]
+    ema_power: f64,
+}
+
+/// All weightings, for the help.
+fn weightings() -> String {
+    let line = |weighting: &Weighting| format!("- {}: {}", weighting.name, weighting.about);
+    let lines: Vec<String> = WEIGHTINGS.iter().map(line).collect();
+    let heading = "How much the loss at each timestep counts: the weight of the loss of the image, which that of noise is divided by SNR for";
+    format!("{heading}\n\n{}", lines.join("\n"))
+}
+
+fn number(text: &str, holds: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|&number| holds(number)).ok_or_else(|| format!("it is a number {what}"))
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |number| (0.0..=1.0).contains(&number), "from 0 to 1")
+}
+
+fn below_one(text: &str) -> Result<f64, String> {
+    number(text, |number| (0.0..1.0).contains(&number), "from 0 to below 1")
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |number| number >= 0.0 && number.is_finite(), "of 0 or more")
+}
+
+fn timesteps(text: &str) -> Result<Range<usize>, String> {
+    let range = text.split_once("..").and_then(|(start, end)| Some(start.parse().ok()?..end.parse().ok()?));
+    range
+        .filter(|range: &Range<usize>| !range.is_empty())
+        .ok_or_else(|| "it is a range of timesteps as 0..250, from the first one to the one behind the last".to_owned())
+}
+
+/// The names of what a copy's folder holds.
+const MODEL: &str = "diffusion_pytorch_model.safetensors";
+const CONFIG: &str = "config.json";
+const SCHEDULER: &str = "scheduler_config.json";
+const LOG: &str = "log.csv";
+const STATE: &str = "training-state.safetensors";
+
+/// What the copies have in common.
+struct Shared<'a> {
+    source: Source,
+    config: Config,
+    scheduler: SchedulerConfig,
+    noising: Noising,
+    base: Option<Arc<UNet2D>>,
+    method: Method,
+    data: &'a Data,
+    rate: Rate,
+}
+
+/// A copy to be trained.
+struct Copy {
+    folder: PathBuf,
+    timesteps: Timesteps,
+}
+
+/// A copy that was trained.
+struct Trained {
+    folder: PathBuf,
+    range: Range<usize>,
+    steps: u64,
+    rows: Vec<Row>,
+    parameters: usize,
+}
+
+impl Run for Finetune {
+    fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
+        let report = common.report();
+        let set = self.data.open(common)?;
+        let (source, config, scheduler, base) = self.base(common, &report)?;
+        let noising = Noising::new(&scheduler)?;
+        let size = self.size.or(config.sample_size).ok_or_else(|| {
+            Error::Recipe("the network's configuration does not say how large its images are: give --size".to_owned())
+        })?;
+        check_size(size, &config)?;
+        if config.in_channels != config.out_channels || !matches!(config.in_channels, 1 | 3) {
+            let (inner, outer) = (config.in_channels, config.out_channels);
+            let message =
+                format!("the network is from {inner} to {outer} channels; images have 1 or 3, and noise as many");
+            return Err(Error::Recipe(message).into());
+        }
+        let data = Data::new(set, config.in_channels, size, self.crop, self.flip);
+        let copies = self.copies(noising.timesteps())?;
+        copies.iter().try_for_each(|copy| self.check_folder(&copy.folder))?;
+        let shared =
+            Shared { source, config, scheduler, noising, base, method: self.method()?, data: &data, rate: self.rate() };
+        let started = std::time::Instant::now();
+        let total = copies.len() as u64 * self.course.steps;
+        let threads = common.settings().threads();
+        let trained = report.watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control))?;
+        let seconds = started.elapsed().as_secs_f64();
+        let text = || {
+            trained.iter().map(Trained::text).collect::<String>() + &format!("{} s in all\n", significant(seconds, 3))
+        };
+        let copies = || trained.iter().map(Trained::document).collect::<Vec<_>>();
+        report.answer(text, || json!({"copies": copies(), "seconds": seconds}))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Finetune {
+    /// Where weights begin, the configurations, and what copies stay consistent with.
+    fn base(
+        &self,
+        common: &Common,
+        report: &Report,
+    ) -> anyhow::Result<(Source, Config, SchedulerConfig, Option<Arc<UNet2D>>)> {
+        let scheduler = self.scheduler_config.as_deref().map(SchedulerConfig::read).transpose()?;
+        if let Some(config) = &self.from_scratch {
+            let config = named_config(config)?;
+            return Ok((Source::Seed(self.seed), config, scheduler.unwrap_or_else(SchedulerConfig::ddpm), None));
+        }
+        let path = self.base.as_deref().ok_or_else(|| Error::Recipe("there is no model to train".to_owned()))?;
+        without_adapters(path)?;
+        let checkpoint = Checkpoint::open_with(path, &common.open())?;
+        common.check_selected([&checkpoint])?;
+        report.about(&checkpoint);
+        let model = Ddpm::open(checkpoint, self.config.as_deref().map(named_config).transpose()?)?;
+        let scheduler = match scheduler.or_else(|| model.scheduler().cloned()) {
+            Some(scheduler) => scheduler,
+            None => {
+                let message =
+                    "no scheduler_config.json; it is trained on the noise of DDPM (--scheduler-config tells otherwise)";
+                report.warn(&format!("{} comes with {message}", diffusion::Model::name(&model)));
+                SchedulerConfig::ddpm()
+            }
+        };
+        let base = if self.consistency() > 0.0 { Some(Arc::new(model.unet(&Device::Cpu)?)) } else { None };
+        let config = model.config().clone();
+        Ok((Source::Checkpoint(model.into_weights()), config, scheduler, base))
+    }
+
+    fn consistency(&self) -> f64 {
+        self.consistency.unwrap_or(if self.from_scratch.is_some() { 0.0 } else { 1.0 })
+    }
+
+    /// The copies, by their timesteps.
+    fn copies(&self, all: usize) -> Result<Vec<Copy>, Error> {
+        let copy = |folder: PathBuf, own: Range<usize>| {
+            if own.is_empty() || own.end > all {
+                let message =
+                    format!("timesteps {}..{} are none of the model's, which are 0..{all}", own.start, own.end);
+                return Err(Error::Recipe(message));
+            }
+            let (by_batch, antithetic) = (self.p_by_batch, self.antithetic);
+            Ok(Copy { folder, timesteps: Timesteps { own, all, share_of_all: self.p, by_batch, antithetic } })
+        };
+        match (self.ranges.map(|ranges| ranges as usize), &self.timesteps) {
+            (Some(ranges), _) => {
+                let folder = |index: usize| self.output.join(format!("range-{index}"));
+                (0..ranges).map(|index| copy(folder(index), Timesteps::range(index, ranges, all))).collect()
+            }
+            (None, Some(range)) => Ok(vec![copy(self.output.clone(), range.clone())?]),
+            (None, None) => Ok(vec![copy(self.output.clone(), 0..all)?]),
+        }
+    }
+
+    /// That nobody's files are in a folder, or a training that is to go on.
+    fn check_folder(&self, folder: &Path) -> Result<(), Error> {
+        if folder.is_file() {
+            return Err(Error::output(folder, "is a file, but a copy is a folder; name another"));
+        }
+        let is_empty = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
+        let has_state = folder.join(STATE).is_file();
+        match (self.resume, is_empty) {
+            (_, true) => Ok(()),
+            (true, false) if has_state => Ok(()),
+            (true, false) => Err(Error::output(folder, format!("holds no {STATE} to go on from; name another folder"))),
+            (false, false) if has_state => {
+                Err(Error::output(folder, "holds a training: go on with it by --resume, or name another folder"))
+            }
+            (false, false) => Err(Error::output(folder, "is not empty; name a new folder")),
+        }
+    }
+
+    fn method(&self) -> Result<Method, Error> {
+        let weighting = Weighting::by_name(&self.weighting)?;
+        if self.gamma.is_some() && weighting.gamma.is_none() {
+            let message = format!("--gamma is for min-snr and p2; --weighting {} has none", weighting.name);
+            return Err(Error::Recipe(message));
+        }
+        let OptimizerOptions { beta1, beta2, weight_decay, clip, ema, ema_power } = self.optimizer;
+        let average = MovingAverage { decay: ema, power: ema_power, ..MovingAverage::default() };
+        Ok(Method {
+            objective: Objective {
+                weighting,
+                gamma: self.gamma.or(weighting.gamma).unwrap_or_default(),
+                consistency: self.consistency(),
+            },
+            optimizer: AdamW { betas: [beta1, beta2], decay: weight_decay, ..AdamW::default() },
+            clip: (clip > 0.0).then_some(clip),
+            average: (ema > 0.0).then_some(average),
+        })
+    }
+
+    fn rate(&self) -> Rate {
+        let most = self.course.lr.unwrap_or(if self.from_scratch.is_some() { 2e-4 } else { 5e-5 });
+        Rate { most, course: self.course.lr_schedule, warmup: self.course.warmup }
+    }
+
+    /// All that must be the same for a training to go on to the same weights.
+    fn settings(&self, copy: &Copy, shared: &Shared<'_>) -> Value {
+        let Method { objective, optimizer, clip, average } = &shared.method;
+        let Timesteps { own, all, share_of_all, by_batch, antithetic } = &copy.timesteps;
+        let (channels, rows, columns) = shared.data.shape();
+        let course = &self.course;
+        json!({
+            "accumulate": course.accumulate,
+            "antithetic": antithetic,
+            "base": self.base.as_ref().map(|base| base.display().to_string()),
+            "batch": course.batch,
+            "betas": optimizer.betas,
+            "channel-projection": self.channel_projection,
+            "clip": clip,
+            "config": shared.config.to_json(),
+            "consistency": objective.consistency,
+            "crop": if self.crop == Crop::Random { "random" } else { "center" },
+            "ema": average.map(|average| [average.decay, average.power]),
+            "flip": self.flip,
+            "gamma": objective.gamma,
+            "images": shared.data.len(),
+            "lr": shared.rate.most,
+            "lr-schedule": if shared.rate.course == Course::Cosine { "cosine" } else { "constant" },
+            "p": share_of_all,
+            "p-by-batch": by_batch,
+            "scheduler": shared.scheduler.to_json(),
+            "seed": self.seed,
+            "shape": [channels, rows, columns],
+            // Of a cosine the steps change the rate of each.
+            "steps": (shared.rate.course == Course::Cosine).then_some(course.steps),
+            "timesteps": [own.start, own.end, *all],
+            "warmup": shared.rate.warmup,
+            "weight-decay": optimizer.decay,
+            "weighting": objective.weighting.name,
+        })
+    }
+
+    /// Trains all copies, as many at a time as there are threads.
+    fn all(
+        &self,
+        copies: &[Copy],
+        shared: &Shared<'_>,
+        threads: usize,
+        control: Control<'_>,
+    ) -> Result<Vec<Trained>, Error> {
+        let jobs = copies.len().min(threads).max(1);
+        let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let work = |job: usize| -> Result<(), Error> {
+            // Threads that do not share evenly go to the first jobs.
+            let threads = NonZeroUsize::new(threads / jobs + usize::from(job < threads % jobs));
+            let pool = crate::stream::Settings { threads, ..Default::default() }.pool()?;
+            while let Some(copy) = copies.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let trained = pool.install(|| self.one(copy, shared, control)).inspect_err(|_| {
+                    // No further copy is begun.
+                    next.store(copies.len(), Ordering::Relaxed);
+                })?;
+                done.lock().unwrap_or_else(PoisonError::into_inner).push(trained);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let work = &work;
+            let running: Vec<_> = (0..jobs).map(|job| scope.spawn(move || work(job))).collect();
+            let results: Vec<Result<(), Error>> = running
+                .into_iter()
+                .map(|job| job.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect();
+            results.into_iter().collect::<Result<(), Error>>()
+        })?;
+        let mut trained = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        trained.sort_by_key(|copy| copy.range.start);
+        Ok(trained)
+    }
+
+    /// Trains a copy and writes its folder.
+    fn one(&self, copy: &Copy, shared: &Shared<'_>, control: Control<'_>) -> Result<Trained, Error> {
+        let network = Network::new(&shared.config, &shared.source, self.channel_projection)?;
+        let mut trainer = Trainer::new(network, shared.base.clone(), shared.noising.clone(), shared.method)?;
+        let settings = self.settings(copy, shared);
+        let folder = &copy.folder;
+        let state = folder.join(STATE);
+        let mut rows = Vec::new();
+        if self.resume && state.is_file() {
+            rows = train::restore(&state, &mut trainer, &settings)?;
+            if trainer.steps() > self.course.steps {
+                let (steps, wanted) = (trainer.steps(), self.course.steps);
+                let message = format!("{steps} steps are done already, more than --steps {wanted}; give more");
+                return Err(Error::output(folder, message));
+            }
+            (control.progress)(trainer.steps());
+        }
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let training = Training {
+            data: shared.data,
+            timesteps: copy.timesteps.clone(),
+            batch: self.course.batch as usize,
+            accumulation: self.course.accumulate,
+            rate: shared.rate,
+            steps: self.course.steps,
+            seed: self.seed,
+            save_every: self.course.save_every,
+        };
+        train::train(&mut trainer, &mut rows, &training, control, |trainer, rows| {
+            train::save(&state, trainer, rows, &settings)
+        })?;
+        let metadata = [("format", "pt".to_owned()), ("ckptmerge_training", settings.to_string())];
+        write_text(&folder.join(CONFIG), &format!("{:#}\n", shared.config.to_json()))?;
+        write_text(&folder.join(SCHEDULER), &format!("{:#}\n", shared.scheduler.to_json()))?;
+        write_text(&folder.join(LOG), &Row::csv(&rows))?;
+        train::write_model(&folder.join(MODEL), &trainer, &metadata)?;
+        let parameters = trainer.kept().map(|kept| kept.weights.len()).sum();
+        let range = copy.timesteps.own.clone();
+        Ok(Trained { folder: folder.clone(), range, steps: trainer.steps(), rows, parameters })
+    }
+}
+
+/// Writes a small file whole.
+fn write_text(path: &Path, text: &str) -> Result<(), Error> {
+    let file = crate::output::StagedFile::create(path, text.len() as u64)?;
+    file.write_at(0, text.as_bytes())?;
+    file.commit(false)
+}
+
+impl Trained {
+    /// The mean loss of the last hundredth of the steps.
+    fn loss(&self) -> f64 {
+        let last = (self.rows.len() / 100).max(1);
+        let rows = self.rows.iter().rev().take(last);
+        rows.map(|row| row.losses.total).sum::<f64>() / last as f64
+    }
+
+    fn text(&self) -> String {
+        let Range { start, end } = self.range;
+        let (folder, steps) = (self.folder.display(), count(self.steps, "step"));
+        let (parameters, loss) = (count(self.parameters as u64, "parameter"), significant(self.loss(), 4));
+        format!("{folder}: timesteps {start}..{end}, {steps}, {parameters}, loss {loss} in the end\n")
+    }
+
+    fn document(&self) -> Value {
+        json!({
+            "folder": self.folder.display().to_string(),
+            "timesteps": [self.range.start, self.range.end],
+            "steps": self.steps,
+            "parameters": self.parameters,
+            "loss": self.loss(),
+        })
+    }
+}
