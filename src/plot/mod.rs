@@ -17,10 +17,14 @@ mod heading;
 mod heatmap;
 #[cfg(feature = "plot")]
 mod histogram;
+#[cfg(feature = "plot")]
+mod lines;
 mod number;
 mod pool;
 #[cfg(feature = "plot")]
 mod scene;
+#[cfg(feature = "plot")]
+mod stroke;
 pub mod terminal;
 #[cfg(all(test, feature = "plot"))]
 mod tests;
@@ -36,6 +40,8 @@ pub use font::{clean, fitted, text_width, wrapped};
 pub use heatmap::Heatmap;
 #[cfg(feature = "plot")]
 pub use histogram::Histogram;
+#[cfg(feature = "plot")]
+pub use lines::{Lines, Series};
 #[cfg(feature = "plot")]
 pub use scene::{LARGEST, Scene, Side};
 
@@ -106,17 +112,18 @@ pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>
     match kind {
         ImageKind::Svg => {
             let mut svg = String::new();
-            scene.draw(&mut SVGBackend::with_string(&mut svg, (width, height)))?;
+            scene.draw(kind, &mut SVGBackend::with_string(&mut svg, (width, height)))?;
             // The backend's size is its number of pixels; the `viewBox` keeps that.
             let (wide, high) = scene.size();
             let sized = format!("<svg width=\"{wide}\" height=\"{high}\"");
             let svg = svg.replacen(&format!("<svg width=\"{width}\" height=\"{height}\""), &sized, 1);
             // What is so without saying makes up a third of a large heatmap.
+            let svg = svg.replace("<polyline ", "<polyline stroke-linejoin=\"round\" ");
             Ok(svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"/>", "/>").into_bytes())
         }
         ImageKind::Png => {
             let mut pixels = vec![0; width as usize * height as usize * 3];
-            scene.draw(&mut BitMapBackend::with_buffer(&mut pixels, (width, height)))?;
+            scene.draw(kind, &mut BitMapBackend::with_buffer(&mut pixels, (width, height)))?;
             encoded(&pixels, width, height)
                 .map_err(|error| Error::Recipe(format!("cannot write the picture as PNG: {error}")))
         }

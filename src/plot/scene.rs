@@ -3,11 +3,13 @@
 //! Lengths are units of 1/96 inch, as in CSS. Backends take whole numbers only, so they are given [`FINE`] of their
 //! pixels for a unit: PNG has as many pixels, SVG a `viewBox` of as many.
 
+use super::ImageKind;
 use super::colour::{Palette, Rgb};
 use super::font::{BELOW_TOP, CAPITAL, Letters, text_width};
+use super::stroke::covered;
 use crate::error::{Error, Result};
 use plotters::style::text_anchor::HPos;
-use plotters_backend::{BackendColor, BackendCoord, DrawingBackend};
+use plotters_backend::{BackendColor, BackendCoord, BackendStyle, DrawingBackend};
 
 /// A backend's pixels for each unit: 192 for an inch, as print and today's screens want.
 pub(super) const FINE: f64 = 2.0;
@@ -42,6 +44,7 @@ pub(super) struct Label {
 enum Shape {
     Rectangle { from: (f64, f64), to: (f64, f64), colour: Rgb, opacity: f64 },
     Line { from: (f64, f64), to: (f64, f64), colour: Rgb },
+    Path { points: Vec<(f64, f64)>, width: f64, colour: Rgb },
     Label(Label),
 }
 
@@ -94,6 +97,11 @@ impl Scene {
         self.shapes.push(Shape::Line { from, to, colour });
     }
 
+    /// A line through points, `width` wide.
+    pub fn path(&mut self, points: Vec<(f64, f64)>, width: f64, colour: Rgb) {
+        self.shapes.push(Shape::Path { points, width, colour });
+    }
+
     /// The outline of a rectangle, `width` wide, within it.
     pub fn frame(&mut self, from: (f64, f64), to: (f64, f64), width: f64, colour: Rgb) {
         self.rectangle(from, (to.0, from.1 + width), colour);
@@ -132,15 +140,15 @@ impl Scene {
         self.label(Label { text: text.into(), at, size, side, turned: true, colour });
     }
 
-    /// Draws it on a backend of [`Self::pixels`].
+    /// Draws it on a backend of [`Self::pixels`], which is one of this kind.
     ///
     /// # Errors
     /// [`Error::Recipe`] with the backend's reason.
-    pub fn draw<B: DrawingBackend>(&self, backend: &mut B) -> Result<()> {
+    pub fn draw<B: DrawingBackend>(&self, kind: ImageKind, backend: &mut B) -> Result<()> {
         let failed = |error: &dyn std::fmt::Display| Error::Recipe(format!("cannot draw the picture: {error}"));
         backend.ensure_prepared().map_err(|error| failed(&error))?;
         for shape in &self.shapes {
-            draw_shape(backend, shape).map_err(|error| failed(&error))?;
+            draw_shape(kind, backend, shape).map_err(|error| failed(&error))?;
         }
         backend.present().map_err(|error| failed(&error))
     }
@@ -179,11 +187,28 @@ impl Scene {
     }
 }
 
+/// What a path is drawn with.
+struct Pen {
+    colour: Rgb,
+    width: u32,
+}
+
+impl BackendStyle for Pen {
+    fn color(&self) -> BackendColor {
+        BackendColor { alpha: 1.0, rgb: self.colour }
+    }
+
+    fn stroke_width(&self) -> u32 {
+        self.width
+    }
+}
+
 fn pixel((x, y): (f64, f64)) -> BackendCoord {
     ((x * FINE).round() as i32, (y * FINE).round() as i32)
 }
 
 fn draw_shape<B: DrawingBackend>(
+    kind: ImageKind,
     backend: &mut B,
     shape: &Shape,
 ) -> Result<(), plotters_backend::DrawingErrorKind<B::ErrorType>> {
@@ -197,6 +222,21 @@ fn draw_shape<B: DrawingBackend>(
             backend.draw_rect(low, high, &BackendColor { alpha: *opacity, rgb: *colour }, true)
         }
         Shape::Line { from, to, colour } => backend.draw_line(pixel(*from), pixel(*to), &solid(*colour)),
+        Shape::Path { points, width, colour } => {
+            match kind {
+                ImageKind::Svg => {
+                    let pen = Pen { colour: *colour, width: (width * FINE).round() as u32 };
+                    backend.draw_path(points.iter().map(|point| pixel(*point)), &pen)
+                }
+                // plotters' own reach far out at sharp corners.
+                ImageKind::Png => {
+                    let points: Vec<_> = points.iter().map(|(x, y)| (x * FINE, y * FINE)).collect();
+                    covered(&points, width * FINE)
+                        .into_iter()
+                        .try_for_each(|(pixel, alpha)| backend.draw_pixel(pixel, BackendColor { alpha, rgb: *colour }))
+                }
+            }
+        }
         Shape::Label(label) => {
             // From the middle of a capital to the top that plotters counts from.
             let up = label.size * (CAPITAL / 2.0 - BELOW_TOP);

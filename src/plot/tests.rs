@@ -49,6 +49,22 @@ fn histogram(bins: usize, series: usize) -> Histogram {
     }
 }
 
+/// A loss that falls, with noise on it.
+fn lines(points: usize, series: usize) -> Lines {
+    let noise = |index: usize| ((index * 7919 + 13) % 101) as f64 / 101.0;
+    let point =
+        |at: usize, of: usize| (at as f64, 0.03 + 0.9 / (1.0 + at as f64 * 0.01 * (of + 1) as f64) * (0.5 + noise(at)));
+    let named = |of: usize| Series { name: format!("run {of}"), points: (0..points).map(|at| point(at, of)).collect() };
+    Lines {
+        title: "Fine-tuning on [0, 250)".to_owned(),
+        x_label: "step".to_owned(),
+        y_label: "loss".to_owned(),
+        series: (0..series).map(named).collect(),
+        log_y: false,
+        smoothing: None,
+    }
+}
+
 const ALL: [(ImageKind, Theme); 4] = [
     (ImageKind::Svg, Theme::Light),
     (ImageKind::Png, Theme::Light),
@@ -263,6 +279,64 @@ fn histograms_are_drawn_or_refused() -> Result<()> {
         }
     }
     drawn(&Histogram { edges: vec![1.0, 1.0 + 1e-15, 1.0 + 2e-15, 1.0 + 3e-15], ..whole })?;
+    Ok(())
+}
+
+#[test]
+fn lines_of_any_length_are_drawn() -> Result<()> {
+    for (points, series) in [(1, 1), (2, 3), (500, 1), (400, 4), (200_000, 2), (10, 60)] {
+        for (log_y, smoothing) in [(false, None), (true, Some(0.98)), (false, Some(0.0))] {
+            let svg = drawn(&Lines { log_y, smoothing, ..lines(points, series) })?;
+            assert!(svg.contains("run 0\n") && svg.contains("step") && svg.contains("loss"), "{points} {series}");
+            assert_eq!(svg.contains("moving averages"), smoothing.is_some());
+            let (paths, of_each) = (svg.matches("<polyline").count(), if smoothing.is_some() { 2 } else { 1 });
+            assert_eq!(paths, if points > 1 { series * of_each } else { 0 }, "{points} {series}");
+            assert!(svg.len() < 1_000_000, "{}", svg.len());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn odd_lines_are_drawn_or_refused() -> Result<()> {
+    let odd = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, 0.0, -0.0, -3.0, 5e-324, 1e-300, 1.0];
+    let mut plot = lines(3, 2);
+    for number in odd {
+        for log_y in [false, true] {
+            for points in [vec![(0.0, number)], vec![(0.0, number); 3], vec![(0.0, 1.0), (1.0, number), (2.0, 2.0)]] {
+                for smoothing in [None, Some(0.9)] {
+                    plot.series[0].points.clone_from(&points);
+                    plot.series.truncate(1);
+                    match drawn(&Lines { log_y, smoothing, ..plot.clone() }) {
+                        Ok(_) => {}
+                        Err(Error::Recipe(why)) => {
+                            assert!(why.contains("no numbers") || why.contains("no axis"), "{why}")
+                        }
+                        Err(other) => return Err(other),
+                    }
+                }
+            }
+        }
+    }
+    plot.series[0].points = vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.0), (3.0, f64::INFINITY), (4.0, 2.0)];
+    let svg = drawn(&Lines { log_y: true, ..plot.clone() })?;
+    assert!(svg.contains("2 numbers that are not finite") && svg.contains("at the axis&apos; lower end"), "{svg}");
+    let refused = |plot: &Lines, says: &str| match drawn(plot) {
+        Err(Error::Recipe(why)) => why.starts_with("the lines cannot be drawn: ") && why.contains(says),
+        _ => false,
+    };
+    assert!(refused(&Lines { series: Vec::new(), ..plot.clone() }, "no numbers"));
+    for weight in [1.0, -0.1, f64::NAN] {
+        assert!(refused(&Lines { smoothing: Some(weight), ..plot.clone() }, "share"), "{weight}");
+    }
+    plot.series[0].points = vec![(1.0, 1.0), (0.0, 1.0)];
+    assert!(refused(&plot, "not in order"));
+    plot.series[0].points = vec![(0.0, 1.0), (f64::NAN, 1.0), (2.0, 1.0)];
+    assert!(refused(&plot, "not in order"));
+    plot.series[0] = Series { name: "\u{0}".repeat(10_000), points: vec![(0.0, 1.0), (1e308, 2.0)] };
+    plot.title = "w".repeat(10_000);
+    (plot.x_label, plot.y_label) = (plot.title.clone(), plot.title.clone());
+    drawn(&plot)?;
     Ok(())
 }
 

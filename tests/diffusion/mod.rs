@@ -3,6 +3,7 @@
 mod layers;
 mod projections;
 mod sample;
+mod train;
 mod unet;
 
 use crate::model::{Outcome, root};
