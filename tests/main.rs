@@ -7,6 +7,7 @@ mod diffusion;
 mod dtype;
 #[cfg(feature = "diffusion")]
 mod eval;
+mod finetune;
 mod formats;
 mod gpu;
 mod hostile;

@@ -2,6 +2,7 @@
 //!
 //! Opening reads headers only. Every range is checked here, once; behind it a [`Tensor`] is trusted.
 
+mod added;
 mod deepspeed;
 mod fault;
 mod file;
@@ -37,6 +38,8 @@ pub struct Checkpoint {
     layout: Layout,
     format: &'static str,
     files: Vec<DataFile>,
+    /// How many of these, the last, hold tensors that were added.
+    added: usize,
     tensors: Vec<Tensor>,
     by_name: HashMap<String, usize>,
     metadata: Metadata,
@@ -197,6 +200,7 @@ impl Checkpoint {
             name: display_name(path),
             format: "",
             files: Vec::new(),
+            added: 0,
             tensors: Vec::new(),
             by_name: HashMap::new(),
             metadata: Metadata::new(),
@@ -437,7 +441,7 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Changed`] if a file no longer has a block, [`Error::Io`] if the system would not read it.
     pub fn fingerprint(&self) -> Result<String> {
-        fingerprint::of(&self.files)
+        fingerprint::of(&self.files[..self.files.len() - self.added])
     }
 }
 

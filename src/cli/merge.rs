@@ -7,7 +7,7 @@ use crate::adapter::Unplaced;
 use crate::dtype::DType;
 use crate::error::{Bytes, Error};
 use crate::merge::Method;
-use crate::recipe::{Formula, Missing, Models, Plan, Prediction, Presets, Recipe, Target, block_value};
+use crate::recipe::{Formula, Missing, Models, Plan, Prediction, Presets, Projection, Recipe, Target, block_value};
 use crate::stream::Control;
 use clap::Args;
 use regex::Regex;
@@ -104,6 +104,12 @@ pub(super) struct Merge {
     /// Show what would be read, written and needed, and stop
     #[arg(long)]
     dry_run: bool,
+    /// Multiply channel-wise projections (adapter_list.…) into the weights before them, where that is exact
+    ///
+    /// What the network computes stays the same up to rounding, with fewer layers. Projections of blocks whose output goes
+    /// elsewhere as well, or ends with attention or a residual block without conv_shortcut, stay as they are.
+    #[arg(long)]
+    fold_projections: bool,
     #[command(flatten)]
     device: Device,
     /// Do not wait until the output is on the disk
@@ -152,6 +158,7 @@ impl Merge {
             include: self.include.clone(),
             exclude: self.exclude.clone(),
             missing: self.missing,
+            fold_projections: self.fold_projections,
             ..Recipe::new(method)?
         };
         for (name, value) in &self.parameters {
@@ -200,6 +207,7 @@ impl Run for Merge {
         common.check_selected(models.all())?;
         models.all().for_each(|model| report.about(model));
         models.warnings().for_each(|warning| report.warn(warning));
+        models.remarks().for_each(|remark| report.remark(remark));
         let plan = report.watched(0, |control| Plan::new(&recipe, &models, &settings, control));
         let plan = plan.inspect_err(|error| {
             if matches!(error, Error::Mismatch(_)) {
@@ -210,6 +218,10 @@ impl Run for Merge {
         if !plan.left_out.is_empty() {
             let names = shortened(&plan.left_out);
             report.warn(&format!("the output leaves out {}: {names}", count(plan.left_out.len() as u64, "tensor")));
+        }
+        if self.fold_projections && plan.projections.is_empty() {
+            report
+                .warn("there is nothing to fold: the models have no channel-wise projections (adapter_list.….weight)");
         }
         for large in models.frame().layout().companions()?.1 {
             report.warn(&format!("{} is too large for a small file and is not copied along", large.display()));
@@ -271,14 +283,15 @@ pub(super) fn explained(formulas: &[Formula]) -> String {
 
 pub(super) fn would(plan: &Plan<'_>, method: &dyn Method, target: &Target, predicted: Prediction) -> String {
     let Prediction { read, written, memory, files } = predicted;
-    format!(
-        "{} would have {} in {} ({written})\n  method   {}: {}\n  reads    {read}\n  memory   {memory} at its peak, beside pages of mapped inputs\n",
-        target.path.display(),
-        count(plan.tensors.len() as u64, "tensor"),
-        count(files as u64, "file"),
-        method.about().name,
-        method.about().formula,
-    )
+    folded(plan)
+        + &format!(
+            "{} would have {} in {} ({written})\n  method   {}: {}\n  reads    {read}\n  memory   {memory} at its peak, beside pages of mapped inputs\n",
+            target.path.display(),
+            count(plan.tensors.len() as u64, "tensor"),
+            count(files as u64, "file"),
+            method.about().name,
+            method.about().formula,
+        )
 }
 
 pub(super) fn done(
@@ -290,13 +303,30 @@ pub(super) fn done(
 ) -> String {
     let rate = (written.read.0 + written.written.0) as f64 / seconds.max(1e-9);
     let by = device.map_or(String::new(), |device| format!(" by {device}"));
-    format!(
-        "{}: {}, {} in {seconds:.2} s ({}/s read and written){by}\n",
-        target.path.display(),
-        count(plan.tensors.len() as u64, "tensor"),
-        written.written,
-        Bytes(rate as u64),
-    )
+    folded(plan)
+        + &format!(
+            "{}: {}, {} in {seconds:.2} s ({}/s read and written){by}\n",
+            target.path.display(),
+            count(plan.tensors.len() as u64, "tensor"),
+            written.written,
+            Bytes(rate as u64),
+        )
+}
+
+/// What became of each projection, in words.
+fn folded(plan: &Plan<'_>) -> String {
+    let line = |projection: &Projection| match &projection.folded {
+        Ok(targets) => format!("folded {} into {}\n", projection.name, targets.join(", ")),
+        Err(why) => format!("kept {}: {why}\n", projection.name),
+    };
+    plan.projections.iter().map(line).collect()
+}
+
+fn fate(projection: &Projection) -> Value {
+    match &projection.folded {
+        Ok(targets) => json!({"name": projection.name, "folded_into": targets}),
+        Err(why) => json!({"name": projection.name, "kept_because": why}),
+    }
 }
 
 pub(super) fn document(
@@ -329,6 +359,7 @@ pub(super) fn document(
         "bytes_written": cost.written.0,
         "peak_memory": cost.memory.0,
         "left_out": plan.left_out,
+        "projections": plan.projections.iter().map(fate).collect::<Vec<_>>(),
         "formulas": formulas,
     })
 }

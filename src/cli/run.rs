@@ -170,6 +170,7 @@ impl Run {
         common.check_selected(sources.checkpoints())?;
         sources.checkpoints().for_each(|model| report.about(model));
         sources.warnings().for_each(|warning| report.warn(warning));
+        sources.remarks().for_each(|remark| report.remark(remark));
         let plan = report.watched(0, |control| Plan::of_file(&file, &sources, settings, control))?;
         plan.notes.iter().for_each(|note| report.warn(note));
         if !plan.left_out.is_empty() {

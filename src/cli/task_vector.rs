@@ -82,6 +82,7 @@ impl Run for TaskVector {
         common.check_selected(models.all())?;
         models.all().for_each(|model| report.about(model));
         models.warnings().for_each(|warning| report.warn(warning));
+        models.remarks().for_each(|remark| report.remark(remark));
         if let Some(rank) = self.rank {
             return self.low_rank(common, &difference, &models, rank);
         }

@@ -54,6 +54,7 @@ impl Tuned {
             report.about(model);
             remarks::of_scales(report, model);
         }
+        models.remarks().for_each(|remark| report.remark(remark));
         Ok(models)
     }
 

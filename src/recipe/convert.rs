@@ -129,6 +129,7 @@ impl Conversion {
             left_out,
             kept_as,
             notes: Vec::new(),
+            projections: Vec::new(),
             metadata,
             sources: std::iter::once(model)
                 .chain(adapters.into_iter().flat_map(Adapters::sources))

@@ -94,6 +94,7 @@ impl Difference {
             left_out: taken.left_out,
             kept_as: Vec::new(),
             notes: Vec::new(),
+            projections: Vec::new(),
             metadata,
             sources,
             reference,

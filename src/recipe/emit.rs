@@ -243,9 +243,8 @@ impl Plan<'_> {
     /// tokens there are, whether weights are quantized, and whether the head is tied.
     fn config_of_merged(&self, source: &Path, relative: &Path) -> Option<String> {
         let part = self.part_of_config(relative)?;
-        let blended = |t: &&Planned<'_>| {
-            t.part == part && matches!(t.operation, Operation::Blend(..) | Operation::Merge(..) | Operation::Scale(..))
-        };
+        let blended =
+            |t: &&Planned<'_>| t.part == part && !matches!(t.operation, Operation::Copy(_) | Operation::Alias(_));
         let mut dtypes = self.tensors.iter().filter(blended).map(|tensor| tensor.dtype);
         let dtype = dtypes.next().filter(|dtype| dtypes.all(|other| other == *dtype)).and_then(DType::torch_name);
         // A configuration that cannot be read is copied as it is.

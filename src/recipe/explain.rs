@@ -32,6 +32,10 @@ impl Plan<'_> {
                     (format!("copied from {}", self.label_of(view.checkpoint)), vec![view.tensor.dtype])
                 }
                 Operation::Merge(node) => (self.described(node), dtypes_of(node)),
+                Operation::Fold(folded) => {
+                    let (name, weight) = (&folded.name, self.in_words(&folded.weight));
+                    (format!("P·x, P the merged `{name}`, x = {weight}"), folded.nodes().flat_map(dtypes_of).collect())
+                }
                 Operation::Scale(kernel, view) => {
                     (format!("{} times its scales", self.label_of(view.checkpoint)), vec![kernel.input()])
                 }
@@ -51,6 +55,13 @@ impl Plan<'_> {
         }
         formulas.sort_by_key(|formula| std::cmp::Reverse(formula.tensors.len()));
         formulas
+    }
+
+    /// A merge, by its coefficients if they are known.
+    fn in_words(&self, node: &Node<'_>) -> String {
+        let Some((blend, views)) = node.fixed() else { return self.described(node) };
+        let labels: Vec<&str> = views.iter().map(|view| self.label_of(view.checkpoint)).collect();
+        formula(&blend.coefficients, blend.from_base, &labels)
     }
 
     /// A method that looks at the data: its formula, and the numbers that go into it.

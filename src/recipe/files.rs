@@ -1,12 +1,13 @@
 //! Which output tensor goes into which file, and where in it.
 
+use super::fold::Values;
 use super::storable::Checked;
 use super::survey::Surveys;
 use super::{Operation, Plan, Planned, Target};
 use crate::checkpoint::{Checkpoint, FORMATS, TensorView};
 use crate::dtype::{self, DType};
 use crate::error::{Bytes, Error, Result};
-use crate::merge::{BlendKernel, CopyKernel, Offloaded, Program};
+use crate::merge::{BlendKernel, CopyKernel, Node, Offloaded, Program};
 use crate::output::StagedFile;
 use crate::stream::{self, Control, Item, Kernel, Load, Offloading, Settings};
 use ckptmerge_format::{Format, FormatError, Metadata, Shard, TensorSpec, WritePlan};
@@ -207,6 +208,7 @@ impl<'a, 'p> OutputFile<'a, 'p> {
                 Operation::Copy(view) | Operation::Scale(_, view) => vec![*view],
                 Operation::Blend(_, views) => views.clone(),
                 Operation::Merge(node) => node.leaves(),
+                Operation::Fold(_) => Vec::new(),
             };
             let output = tensor.planned.dtype;
             let unit = match tensor.operation {
@@ -297,8 +299,10 @@ fn batches<'s, 'a, 'p>(slots: &'s [Slot<'a, 'p>]) -> Vec<&'s [Slot<'a, 'p>]> {
     let mut batches = Vec::new();
     let (mut start, mut read, mut held) = (0, 0, 0);
     for (index, slot) in slots.iter().enumerate() {
-        let Operation::Merge(node) = slot.operation else { continue };
-        let (more_read, more_held) = (slot.read_bytes(), node.memory(slot.output).1);
+        if slot.operation.nodes().next().is_none() {
+            continue;
+        }
+        let (more_read, more_held) = (slot.read_bytes(), slot.load().1);
         if index > start && (read + more_read > BATCH || held + more_held > HELD) {
             batches.push(&slots[start..index]);
             (start, read, held) = (index, 0, 0);
@@ -321,6 +325,7 @@ struct Solved<'a> {
 enum How<'a> {
     Sum(BlendKernel),
     Program(Program<'a>),
+    Values(Values),
 }
 
 /// Measures and solves the merges among the slots; none for the others.
@@ -337,9 +342,13 @@ fn solve<'a>(
             let how = program.as_sum().map_or_else(|| How::Program(program), How::Sum);
             Ok(Some(Solved { how, is_known }))
         }
+        Operation::Fold(folded) => {
+            let values = folded.evaluate(surveys, settings, control)?;
+            Ok(Some(Solved { how: How::Values(Values { values, output: slot.output }), is_known: true }))
+        }
         _ => Ok(None),
     };
-    if !slots.iter().any(|slot| matches!(slot.operation, Operation::Merge(_))) {
+    if !slots.iter().any(|slot| slot.operation.nodes().next().is_some()) {
         return Ok(slots.iter().map(|_| None).collect());
     }
     settings.pool()?.install(|| {
@@ -355,6 +364,10 @@ impl<'a> Slot<'a, '_> {
     pub(super) fn read_bytes(&self) -> u64 {
         let generated = match self.operation {
             Operation::Merge(node) => node.generated_bytes(),
+            Operation::Fold(folded) => {
+                let leaves = folded.nodes().flat_map(Node::leaves).map(|view| view.tensor.bytes);
+                leaves.chain(folded.nodes().map(Node::generated_bytes)).sum()
+            }
             _ => 0,
         };
         self.inputs.iter().map(|input| input.tensor.bytes).sum::<u64>() + generated
@@ -364,6 +377,7 @@ impl<'a> Slot<'a, '_> {
     pub(super) fn load(&self) -> (Load<'_, 'a>, u64) {
         let (scratch, held) = match self.operation {
             Operation::Merge(node) => node.memory(self.output),
+            Operation::Fold(folded) => (0, folded.memory()),
             _ => (0, 0),
         };
         let Self { elements, element_bytes, inputs, .. } = self;
@@ -387,9 +401,10 @@ impl<'a> Slot<'a, '_> {
 
     /// Whether its method measures over the whole model first.
     pub(super) fn surveys(&self) -> bool {
-        let Operation::Merge(node) = self.operation else { return false };
         let mut surveys = false;
-        node.visit(&mut |node| surveys |= node.method.surveys(&node.terms));
+        for node in self.operation.nodes() {
+            node.visit(&mut |node| surveys |= node.method.surveys(&node.terms));
+        }
         surveys
     }
 
@@ -428,9 +443,12 @@ impl<'a> Slot<'a, '_> {
             (_, _, Some(offloaded)) => offloaded,
             (_, Some(How::Sum(kernel)), None) => kernel,
             (_, Some(How::Program(program)), None) => program,
+            (_, Some(How::Values(values)), None) => values,
             (Operation::Blend(kernel, _), ..) => kernel,
             (Operation::Scale(kernel, _), ..) => kernel,
-            (Operation::Copy(_) | Operation::Alias(_) | Operation::Merge(_), None, None) => &CopyKernel,
+            (Operation::Copy(_) | Operation::Alias(_) | Operation::Merge(_) | Operation::Fold(_), None, None) => {
+                &CopyKernel
+            }
         };
         let rounds_to = (!matches!(self.operation, Operation::Copy(_))).then_some(self.output);
         Checked { kernel, is_known, rounds_to, name: self.name, target }

@@ -10,10 +10,12 @@ mod difference;
 mod emit;
 mod explain;
 mod files;
+mod fold;
 mod levels;
 mod place;
 mod plan;
 mod planner;
+mod projections;
 mod record;
 mod rename;
 mod selection;
@@ -30,6 +32,7 @@ pub use convert::Conversion;
 pub use difference::Difference;
 pub use emit::{Prediction, Target};
 pub use explain::Formula;
+pub use fold::{Folded, Projection};
 pub use place::{Anchors, Block, Filter, Layers, Setting, is_before_layers};
 #[cfg(feature = "cli")]
 pub(crate) use plan::scale_of;
@@ -93,6 +96,8 @@ pub struct Recipe {
     pub exclude: Vec<Regex>,
     /// What becomes of tensors that are not in every model.
     pub missing: Missing,
+    /// Whether channel-wise projections are multiplied into the weights before them, where that is exact.
+    pub fold_projections: bool,
 }
 
 /// Values of a parameter, or of weights, for the blocks of a diffusion model.
@@ -124,6 +129,7 @@ impl Recipe {
             include: Vec::new(),
             exclude: Vec::new(),
             missing: Missing::Error,
+            fold_projections: false,
         })
     }
 
@@ -403,6 +409,8 @@ pub struct Models {
     pub companions: Vec<Checkpoint>,
     /// What lies over each of [`Self::all`].
     adapters: Vec<Adapters>,
+    /// What stands for tensors that models lack.
+    completed: Vec<String>,
     /// How messages and the output's metadata call them: enough of each path to tell them apart; the base last.
     labels: Vec<String>,
     /// The same for the companions.
@@ -455,13 +463,15 @@ impl Models {
             adapters.push(Adapters::new(over, &first, unplaced)?);
             checkpoints.push(first);
         }
-        let base = base.and_then(|_| checkpoints.pop());
         let accompanying: Vec<Checkpoint> =
             companions.iter().map(|path| Checkpoint::open_with(path, options)).collect::<Result<_>>()?;
         let names: Vec<&Path> = names.iter().chain(companions).map(PathBuf::as_path).collect();
         let mut labels = labels(&names);
         let companion_labels = labels.split_off(names.len() - companions.len());
-        Ok(Self { tuned: checkpoints, base, companions: accompanying, adapters, labels, companion_labels })
+        let mut named: Vec<_> = checkpoints.iter_mut().zip(labels.iter().map(String::as_str)).collect();
+        let completed = projections::complete(&mut named, options.io)?;
+        let base = base.and_then(|_| checkpoints.pop());
+        Ok(Self { tuned: checkpoints, base, companions: accompanying, adapters, completed, labels, companion_labels })
     }
 
     /// The adapters over the model of this number in [`Self::all`].
@@ -485,6 +495,11 @@ impl Models {
     /// What is odd about the adapters without being wrong.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         self.adapters.iter().flat_map(Adapters::warnings).map(String::as_str)
+    }
+
+    /// What was put in place of tensors that some of the models lack.
+    pub fn remarks(&self) -> impl Iterator<Item = &str> {
+        self.completed.iter().map(String::as_str)
     }
 
     /// Every checkpoint that is read, and what messages call it.

@@ -3,7 +3,7 @@
 use super::beside::Beside;
 use super::planner::{self, Made, Making, Module, Slice, Source};
 use super::supply::Supply;
-use super::{Models, Recipe, tied};
+use super::{Folded, Models, Projection, Recipe, fold, tied};
 use crate::checkpoint::{Checkpoint, Layout, Tensor, TensorView};
 use crate::dtype::{DType, Kind, Simd};
 use crate::error::{Error, Mismatch, Result};
@@ -23,6 +23,8 @@ pub struct Plan<'a> {
     pub kept_as: Vec<Kept>,
     /// What is to be said of how the recipe was understood.
     pub notes: Vec<String>,
+    /// What became of channel-wise projections, where they were to be folded.
+    pub projections: Vec<Projection>,
     /// The text that goes with the tensors.
     pub metadata: Metadata,
     /// What is read, and what messages call it.
@@ -83,6 +85,20 @@ pub enum Operation<'a> {
     Scale(ScaleKernel, TensorView<'a>),
     /// It stays tied to this other tensor of the output.
     Alias(String),
+    /// A merge with a merged projection multiplied in.
+    Fold(Box<Folded<'a>>),
+}
+
+impl<'a> Operation<'a> {
+    /// The merges that take a look at the data.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &Node<'a>> {
+        let (merged, folded) = match self {
+            Self::Merge(node) => (Some(&**node), None),
+            Self::Fold(folded) => (None, Some(folded.nodes())),
+            _ => (None, None),
+        };
+        merged.into_iter().chain(folded.into_iter().flatten())
+    }
 }
 
 /// A tensor that must be the same in all of its sources, to be compared once everything else fits.
@@ -134,7 +150,7 @@ impl<'a> Plan<'a> {
         slice.place_blocks(|name| rules.selection.takes(name), &mut notes).map_err(Error::Recipe)?;
         slice.companions = models.accompanied().map(|(model, label)| Rc::new(Supply::plain(label, model))).collect();
         let module = Module { prefix: String::new(), slices: vec![slice] };
-        let planned = planner::plan(&rules, &[module]);
+        let mut planned = planner::plan(&rules, &[module]);
         notes.extend(planned.notes);
         if !planned.mismatches.is_empty() {
             return Err(Error::Mismatch(planned.mismatches));
@@ -143,12 +159,14 @@ impl<'a> Plan<'a> {
         if !different.is_empty() {
             return Err(Error::Mismatch(different));
         }
+        let projections = if recipe.fold_projections { fold::fold(&mut planned.made)? } else { Vec::new() };
         let (reference, frame) = (models.reference(), models.frame());
         Ok(Self {
             tensors: lowered(planned.made, reference.layout())?,
             left_out: planned.left_out,
             kept_as: planned.kept,
             notes,
+            projections,
             metadata: recipe.metadata(models)?,
             sources: models.sources(),
             reference,
@@ -174,6 +192,7 @@ pub(super) fn lowered<'a>(made: Vec<Made<'a>>, layout: &Layout) -> Result<Vec<Pl
     let one = |made: Made<'a>| {
         let operation = match made.making {
             Making::Tied(target) => Operation::Alias(target),
+            Making::Folded(folded) => Operation::Fold(folded),
             Making::From(input) => operation(input, &made.name, &made.shape, made.dtype)?,
         };
         let part = part_of(&made.name);

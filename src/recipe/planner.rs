@@ -5,6 +5,7 @@
 //! slice, what stands behind them from the last.
 
 use super::blocks::ModelBlocks;
+use super::fold::Folded;
 use super::levels::{Lacking, Levels, Settings, Where};
 use super::place::stack_of;
 use super::plan::{Kept, MustBeEqual, scale_of, stored_type};
@@ -158,6 +159,8 @@ pub(super) enum Making<'a> {
     From(Input<'a>),
     /// It stays tied to this other tensor of the output.
     Tied(String),
+    /// With a projection multiplied in, once all tensors are planned.
+    Folded(Box<Folded<'a>>),
 }
 
 /// What a merge comes to.
@@ -180,13 +183,15 @@ impl<'a> Planned<'a> {
             .iter()
             .filter_map(|made| match &made.making {
                 Making::From(input) => Some((made.name.clone(), input.clone())),
-                Making::Tied(_) => None,
+                Making::Tied(_) | Making::Folded(_) => None,
             })
             .collect();
         let given = self.made.into_iter().filter_map(|made| {
             let (input, alias_of) = match made.making {
                 Making::From(input) => (input, None),
                 Making::Tied(target) => (inputs.get(&target)?.clone(), Some(target)),
+                // What another merge takes is never folded.
+                Making::Folded(_) => return None,
             };
             Some(Given { name: made.name, dtype: made.dtype, shape: made.shape, alias_of, input })
         });

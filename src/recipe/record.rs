@@ -66,6 +66,9 @@ impl Recipe {
         if self.missing != Missing::Error {
             add("missing", if self.missing == Missing::Base { "base" } else { "skip" }.into());
         }
+        if self.fold_projections {
+            json["fold_projections"] = true.into();
+        }
         json
     }
 }

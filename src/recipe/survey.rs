@@ -1,6 +1,6 @@
 //! What methods measure over a whole model before any of its tensors is solved.
 
-use super::{Operation, Plan};
+use super::Plan;
 use crate::error::{Error, Result};
 use crate::merge::Node;
 use crate::stream::{Control, Settings};
@@ -37,7 +37,7 @@ impl Plan<'_> {
         let mut seen = HashSet::new();
         let mut groups: BTreeMap<usize, Vec<&Node<'_>>> = BTreeMap::new();
         for planned in &self.tensors {
-            if let Operation::Merge(node) = &planned.operation {
+            for node in planned.operation.nodes() {
                 node.visit(&mut |node| {
                     let terms = &node.terms;
                     if node.method.surveys(terms) && seen.insert((terms.group, terms.tensor.clone())) {

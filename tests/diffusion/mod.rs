@@ -1,6 +1,7 @@
 //! Diffusion: layers, networks, and images made with them, against diffusers and torch.
 
 mod layers;
+mod projections;
 mod sample;
 mod train;
 mod unet;

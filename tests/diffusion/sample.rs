@@ -369,7 +369,8 @@ fn weights_that_do_not_fit_are_named() -> Outcome {
     for (name, tensor, says) in [
         ("down_blocks.0.extra", zeros(&[3])?, "has no place for `down_blocks.0.extra`"),
         ("conv_in.weight", zeros(&[8, 1, 5, 5])?, "`conv_in.weight` has shape [8, 1, 5, 5]"),
-        ("adapter_list.0.weight", zeros(&[8, 8, 1, 1])?, "adapter_list.1.weight"),
+        ("adapter_list.0.weight", zeros(&[8, 8])?, "`adapter_list.0.weight` has shape [8, 8]"),
+        ("adapter_list.5.weight", zeros(&[8, 8, 1, 1])?, "has no place for `adapter_list.5.weight`"),
     ] {
         let mut changed = tensors.clone();
         changed.insert(name.to_owned(), tensor);

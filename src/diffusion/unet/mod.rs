@@ -3,7 +3,7 @@
 //! Names of tensors are diffusers', of attention the new (`to_q`) and the old (`query`). A checkpoint may have
 //! channel-wise projections, `adapter_list.i.weight`: convolutions of one pixel without bias behind each down block,
 //! the middle block and each up block, in this order; what goes around the inner blocks is not projected (Ma et al.
-//! 2025).
+//! 2025). One that is absent is the identity: where they are folded into other weights, some are left.
 
 mod config;
 
@@ -29,8 +29,8 @@ pub struct UNet2D {
     up: Vec<UpBlock>,
     norm_out: Norm,
     conv_out: Conv,
-    /// One behind each block, or none at all.
-    projections: Vec<Tensor>,
+    /// Behind each block; without one, its output goes on as it is.
+    projections: Vec<Option<Tensor>>,
 }
 
 /// What makes images smaller behind a block.
@@ -103,14 +103,13 @@ impl UNet2D {
             up.push(UpBlock::new(config, *kind, [before, skip, out], is_last, &builder)?);
             before = out;
         }
-        let mut projections = Vec::new();
-        if builder.contains_tensor(&format!("{PROJECTIONS}.0.weight")) {
-            let middle = config.has_middle.then_some(last);
-            for (index, of) in channels.iter().copied().chain(middle).chain(channels.iter().rev().copied()).enumerate()
-            {
-                projections.push(builder.get((of, of, 1, 1), &format!("{PROJECTIONS}.{index}.weight"))?);
-            }
-        }
+        let of_middle = config.has_middle.then_some(last);
+        let blocks = channels.iter().copied().chain(of_middle).chain(channels.iter().rev().copied());
+        let projection = |(index, of): (usize, usize)| {
+            let name = format!("{PROJECTIONS}.{index}.weight");
+            builder.contains_tensor(&name).then(|| builder.get((of, of, 1, 1), &name)).transpose()
+        };
+        let projections = blocks.enumerate().map(projection).collect::<Result<_>>()?;
         Ok(Self {
             center_input: config.center_input_sample,
             conv_in: Conv::same3(config.in_channels, first, &builder.pp("conv_in"))?,
@@ -132,8 +131,8 @@ impl UNet2D {
         let embedding = self.time.forward(timesteps, samples.dtype())?;
         let mut projections = self.projections.iter();
         let mut project = |sample: Tensor| match projections.next() {
-            Some(kernels) => conv2d(&sample, kernels, None, Window::PLAIN),
-            None => Ok(sample),
+            Some(Some(kernels)) => conv2d(&sample, kernels, None, Window::PLAIN),
+            _ => Ok(sample),
         };
         let samples = if self.center_input { samples.affine(2.0, -1.0)? } else { samples.clone() };
         let mut sample = self.conv_in.forward(&samples)?;

@@ -59,6 +59,7 @@ impl<'a> Plan<'a> {
             left_out: assembly.left_out,
             kept_as: planned.kept,
             notes: assembly.notes,
+            projections: Vec::new(),
             metadata: file.metadata(sources, reference)?,
             sources: sources.named().collect(),
             reference,

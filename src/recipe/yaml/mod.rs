@@ -11,7 +11,7 @@ use crate::adapter::{self, Adapters, Unplaced};
 use crate::checkpoint::{Checkpoint, OpenOptions, read_text};
 use crate::error::{Error, Result};
 use crate::merge::Method;
-use crate::recipe::{joined, labels};
+use crate::recipe::{joined, labels, projections};
 use grammar::{Document, Reader, Reference, TokenSource, TokenizerSource};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -103,7 +103,7 @@ impl RecipeFile {
     /// As [`Checkpoint::open`], with the place at which the model is named.
     pub fn open(&self, options: &OpenOptions) -> Result<Sources> {
         let names: HashSet<&str> = self.documents.iter().filter_map(|document| document.name.as_deref()).collect();
-        let mut sources = Sources { models: Vec::new(), by_text: HashMap::new() };
+        let mut sources = Sources { models: Vec::new(), by_text: HashMap::new(), completed: Vec::new() };
         for reference in self.used().flat_map(references).filter(|reference| !names.contains(reference.text.as_str())) {
             if sources.by_text.contains_key(&reference.text) {
                 continue;
@@ -120,6 +120,9 @@ impl RecipeFile {
             sources.by_text.insert(reference.text.clone(), index);
         }
         sources.name();
+        let models = sources.models.iter_mut();
+        let mut named: Vec<_> = models.map(|model| (&mut model.checkpoint, model.label.as_str())).collect();
+        sources.completed = projections::complete(&mut named, options.io)?;
         Ok(sources)
     }
 
@@ -304,6 +307,8 @@ impl Model {
 pub struct Sources {
     models: Vec<Model>,
     by_text: HashMap<String, usize>,
+    /// What stands for tensors that models lack.
+    completed: Vec<String>,
 }
 
 impl Sources {
@@ -317,6 +322,11 @@ impl Sources {
     /// All models' checkpoints.
     pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> + Clone {
         self.models.iter().map(|model| &model.checkpoint)
+    }
+
+    /// What was put in place of tensors that some of the models lack.
+    pub fn remarks(&self) -> impl Iterator<Item = &str> {
+        self.completed.iter().map(String::as_str)
     }
 
     /// What is odd about the adapters without being wrong.
