@@ -125,8 +125,8 @@ fn the_report_needs_nothing_beside_it() -> Outcome {
         .collect();
     assert_eq!(references.len(), 9, "{references:?}");
     assert!(references.iter().all(|reference| reference.starts_with("data:image/")), "{references:?}");
+    let html = Regex::new(r#""data:[^"]*""#)?.replace_all(&report, "");
     for outside in ["http:", "https:", "url(", "@import", "<script", "<link", "<iframe", "//"] {
-        let html = Regex::new(r#""data:[^"]*""#)?.replace_all(&report, "");
         assert!(!html.contains(outside), "the report has {outside}");
     }
     for part in

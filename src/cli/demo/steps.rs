@@ -53,7 +53,7 @@ fn subjects(story: &Story<'_>) -> anyhow::Result<Vec<Subject>> {
         let (from, to) = models.range(index);
         subjects.push(of(&format!("range-{index}"), format!("the copy for timesteps {from} to {}", to - 1), expert));
     }
-    let experts = models.experts.iter().fold(Command::new("sample"), |command, expert| command.path(expert));
+    let experts = Command::new("sample").paths(&models.experts);
     let about = "each copy at its own timesteps".to_owned();
     subjects.push(Subject { name: "ensemble".to_owned(), about, command: experts.word("--ensemble") });
     let command = story.with_output(Command::new("sample"), MERGED)?;
@@ -112,7 +112,7 @@ fn models(story: &mut Story<'_>) -> anyhow::Result<()> {
 /// A command of a base and its copies that draws a picture, light and dark.
 fn drawn(story: &mut Story<'_>, command: &str, caption: &str) -> anyhow::Result<Value> {
     let models = story.models;
-    let of_models = models.experts.iter().fold(Command::new(command).path(&models.base), Command::path_of);
+    let of_models = Command::new(command).path(&models.base).paths(&models.experts);
     let [light, dark] = ["", "-dark"].map(|theme| format!("pictures/{command}{theme}.svg"));
     let line = story.with_output(of_models.clone().word("--plot"), &light)?;
     let said = story.run(&line)?;
@@ -160,7 +160,7 @@ fn changes(story: &mut Story<'_>) -> anyhow::Result<()> {
 fn merge(story: &mut Story<'_>) -> anyhow::Result<()> {
     let models = story.models;
     let weights: Vec<String> = models.weights.iter().map(f64::to_string).collect();
-    let command = models.experts.iter().fold(Command::new("merge"), Command::path_of);
+    let command = Command::new("merge").paths(&models.experts);
     let command = command.word("--base").path(&models.base).word("--weights").word(weights.join(",")).word("-o");
     let command = story.with_output(command, MERGED)?;
     let said = story.run(&command)?.json;

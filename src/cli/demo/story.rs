@@ -39,9 +39,9 @@ impl Command {
         self.both(path.display().to_string(), path.into())
     }
 
-    /// The same, for folds.
-    pub(super) fn path_of(self, path: &PathBuf) -> Self {
-        self.path(path)
+    /// With several.
+    pub(super) fn paths(self, paths: &[PathBuf]) -> Self {
+        paths.iter().fold(self, |command, path| command.path(path))
     }
 
     fn both(mut self, typed: String, run: OsString) -> Self {
