@@ -28,7 +28,7 @@ fn models(folder: &Path) -> Outcome {
         }
         candle_core::safetensors::save(&tensors, own.join("diffusion_pytorch_model.safetensors"))?;
     }
-    std::fs::write(folder.join("weights.json"), json!({"weights": [0.25, 0.5]}).to_string())?;
+    std::fs::write(folder.join("weights.json"), json!({"equal": [0.5, 0.5], "other": [0.25, -0.5]}).to_string())?;
     let (images, reference) = (fixture("digits-ddpm/digits.npy"), folder.join("reference.npz"));
     let saved =
         binary().arg("fid").arg(images).args(["--features", "digits", "--save-stats"]).arg(reference).output()?;
@@ -45,8 +45,8 @@ fn the_demo_tells_its_story_and_writes_all_of_it() -> Outcome {
     let told = run(folder.path(), &format!("demo {SMALL} -j 2")).ok();
     assert_eq!(names_in(folder.path()), ["ckptmerge-demo", "models"]);
     let out = folder.path().join("ckptmerge-demo");
-    assert_eq!(names_in(&out), ["merged", "numbers.json", "pictures", "report.html", "samples"]);
-    let names = ["base", "ensemble", "merged", "range-0", "range-1"];
+    assert_eq!(names_in(&out), ["merged-equal", "merged-other", "numbers.json", "pictures", "report.html", "samples"]);
+    let names = ["base", "ensemble", "merged-equal", "merged-other", "range-0", "range-1"];
     assert_eq!(names_in(&out.join("samples")), names.map(|name| format!("{name}.npz")));
     let mut pictures: Vec<String> = names.map(|name| format!("{name}.png")).to_vec();
     pictures.extend(["similarity-dark.svg", "similarity.svg", "stats-dark.svg", "stats.svg"].map(str::to_owned));
@@ -98,7 +98,7 @@ fn the_commands_that_are_shown_do_what_the_demo_did() -> Outcome {
             distances += 1;
         }
     }
-    assert_eq!(distances, 5);
+    assert_eq!(distances, 6);
     let behind = snapshot(&folder.path().join("out"));
     for (name, bytes) in &before {
         assert!(behind[name] == *bytes, "{name} is another when its command is typed");
@@ -123,7 +123,7 @@ fn the_report_needs_nothing_beside_it() -> Outcome {
         .captures_iter(&report)
         .map(|found| found.extract::<1>().1[0])
         .collect();
-    assert_eq!(references.len(), 9, "{references:?}");
+    assert_eq!(references.len(), 10, "{references:?}");
     assert!(references.iter().all(|reference| reference.starts_with("data:image/")), "{references:?}");
     let html = Regex::new(r#""data:[^"]*""#)?.replace_all(&report, "");
     for outside in ["http:", "https:", "url(", "@import", "<script", "<link", "<iframe", "//"] {
@@ -179,9 +179,11 @@ fn models_that_are_not_whole_are_told() -> Outcome {
     models(&whole)?;
     let demo = || run(folder.path(), &format!("demo {SMALL}"));
     for (weights, says) in [
-        ("{\"weights\": [1]}", "1 weights for 2 experts"),
-        ("{\"weights\": [1, \"a\"]}", "no list of numbers"),
-        ("[1, 2]", "no list of numbers"),
+        ("{\"equal\": [1]}", "1 weights under `equal` for 2 experts"),
+        ("{\"equal\": [1, \"a\"]}", "no list of numbers under `equal`"),
+        ("{\"../equal\": [1, 1]}", "weights called `../equal`"),
+        ("{}", "no lists of weights"),
+        ("[1, 2]", "no lists of weights"),
         ("{", "is not JSON"),
     ] {
         std::fs::write(whole.join("weights.json"), weights)?;
@@ -192,7 +194,7 @@ fn models_that_are_not_whole_are_told() -> Outcome {
         demo().fails(1, &["models", missing, "fixtures/digits"]);
         std::fs::rename(folder.path().join("aside"), whole.join(missing))?;
     }
-    std::fs::write(whole.join("weights.json"), json!({"weights": [0, 1]}).to_string())?;
+    std::fs::write(whole.join("weights.json"), json!({"equal": [0, 1]}).to_string())?;
     std::fs::write(whole.join("range-1/config.json"), "{")?;
     demo().fails(1, &["range-1/config.json", "is not JSON"]);
     assert_eq!(names_in(folder.path()), ["models"], "a demo that failed leaves something behind");

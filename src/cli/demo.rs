@@ -44,7 +44,7 @@ pub(super) struct Demo {
     #[arg(long, value_name = "DIR")]
     models: Option<PathBuf>,
     /// Images of each model whose distance from real ones is told
-    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     images: u32,
     /// Steps from noise to an image
     #[arg(long, value_name = "N", default_value = "25", value_parser = clap::value_parser!(u32).range(1..=1000))]

@@ -26,8 +26,8 @@ pub(super) struct Models {
     pub(super) control: Option<PathBuf>,
     /// Mean and covariance of real images' features.
     pub(super) reference: PathBuf,
-    /// The experts' weights in the merge.
-    pub(super) weights: Vec<f64>,
+    /// Merges: what each is called, and the experts' weights in it.
+    pub(super) merges: Vec<(String, Vec<f64>)>,
     /// Timesteps of all ranges together.
     pub(super) timesteps: u64,
 }
@@ -56,13 +56,13 @@ impl Models {
         let mut experts = vec![needed("range-0")?];
         experts.extend((1..).map(|index| folder.join(format!("range-{index}"))).take_while(|path| path.exists()));
         let reference = needed(REFERENCE)?;
-        let weights = read_weights(&needed(WEIGHTS)?, experts.len())?;
+        let merges = read_weights(&needed(WEIGHTS)?, experts.len())?;
         let control = Some(folder.join("control")).filter(|path| path.exists());
         let model = Ddpm::open(Checkpoint::open(&base)?, None)?;
         let without =
             || Error::model(&base, "comes with no scheduler_config.json, which says how many timesteps there are");
         let timesteps = model.scheduler().ok_or_else(without)?.train_timesteps();
-        Ok(Self { base, experts, control, reference, weights, timesteps, folder })
+        Ok(Self { base, experts, control, reference, merges, timesteps, folder })
     }
 
     /// The timesteps of an expert: from, and to but for the last.
@@ -85,19 +85,26 @@ fn in_repository() -> Option<PathBuf> {
     program.ancestors().map(|folder| folder.join(&place)).find(|folder| folder.is_dir())
 }
 
-/// `{"weights": [0.25, …]}`, one for each expert.
-fn read_weights(path: &Path, experts: usize) -> Result<Vec<f64>, Error> {
+/// `{"equal": [0.25, …], …}`: lists of weights, one for each expert, by names.
+fn read_weights(path: &Path, experts: usize) -> Result<Vec<(String, Vec<f64>)>, Error> {
     let document: Value = serde_json::from_slice(&read_small(path, WEIGHTS_LIMIT)?)
         .map_err(|error| Error::model(path, format!("is not JSON: {error}")))?;
-    let numbers = document["weights"].as_array().map(|weights| weights.iter().map(Value::as_f64).collect());
-    match numbers {
-        Some(Some(weights)) => {
-            let weights: Vec<f64> = weights;
-            if weights.len() == experts {
-                return Ok(weights);
-            }
-            Err(Error::model(path, format!("has {} weights for {experts} experts", weights.len())))
+    let entries = document.as_object().filter(|entries| !entries.is_empty());
+    let entries = entries.ok_or_else(|| Error::model(path, "has no lists of weights by names"))?;
+    let merge = |(name, list): (&String, &Value)| {
+        // They become names of folders.
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
+            return Err(Error::model(
+                path,
+                format!("has weights called `{name}`; names are of small letters, digits and -"),
+            ));
         }
-        _ => Err(Error::model(path, "has no list of numbers under `weights`, one for each expert")),
-    }
+        let numbers: Option<Vec<f64>> = list.as_array().and_then(|list| list.iter().map(Value::as_f64).collect());
+        let numbers = numbers.ok_or_else(|| Error::model(path, format!("has no list of numbers under `{name}`")))?;
+        if numbers.len() == experts {
+            return Ok((name.clone(), numbers));
+        }
+        Err(Error::model(path, format!("has {} weights under `{name}` for {experts} experts", numbers.len())))
+    };
+    entries.iter().map(merge).collect()
 }

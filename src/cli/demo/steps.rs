@@ -28,8 +28,10 @@ pub(super) const STEPS: &[Step] = &[
 /// Images of a picture of several, and how large a pixel of theirs is drawn.
 const SHOWN: u32 = 64;
 const ZOOM: u32 = 4;
-/// The folder of the merged model.
-const MERGED: &str = "merged";
+/// What the folder of a merged model is called.
+fn merged(weights: &str) -> String {
+    format!("merged-{weights}")
+}
 
 /// What is sampled from.
 struct Subject {
@@ -47,7 +49,7 @@ fn subjects(story: &Story<'_>) -> anyhow::Result<Vec<Subject>> {
     };
     let mut subjects = vec![of("base", "what all copies began as".to_owned(), &models.base)];
     if let Some(control) = &models.control {
-        subjects.push(of("control", "the base, tuned as long on all timesteps".to_owned(), control));
+        subjects.push(of("control", "the base, trained on with all timesteps".to_owned(), control));
     }
     for (index, expert) in models.experts.iter().enumerate() {
         let (from, to) = models.range(index);
@@ -56,9 +58,17 @@ fn subjects(story: &Story<'_>) -> anyhow::Result<Vec<Subject>> {
     let experts = Command::new("sample").paths(&models.experts);
     let about = "each copy at its own timesteps".to_owned();
     subjects.push(Subject { name: "ensemble".to_owned(), about, command: experts.word("--ensemble") });
-    let command = story.with_output(Command::new("sample"), MERGED)?;
-    subjects.push(Subject { name: MERGED.to_owned(), about: "the merge of all copies".to_owned(), command });
+    for (name, weights) in &models.merges {
+        let command = story.with_output(Command::new("sample"), &merged(name))?;
+        let about = format!("the merge by {}", list(weights));
+        subjects.push(Subject { name: merged(name), about, command });
+    }
     Ok(subjects)
+}
+
+/// Weights as the command line takes them.
+fn list(weights: &[f64]) -> String {
+    weights.iter().map(f64::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// The numbers of a list in a document.
@@ -159,17 +169,17 @@ fn changes(story: &mut Story<'_>) -> anyhow::Result<()> {
 
 fn merge(story: &mut Story<'_>) -> anyhow::Result<()> {
     let models = story.models;
-    let weights: Vec<String> = models.weights.iter().map(f64::to_string).collect();
-    let command = Command::new("merge").paths(&models.experts);
-    let command = command.word("--base").path(&models.base).word("--weights").word(weights.join(",")).word("-o");
-    let command = story.with_output(command, MERGED)?;
-    let said = story.run(&command)?.json;
-    let formulas = said["formulas"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for formula in formulas.iter().filter_map(|formula| formula["formula"].as_str()) {
-        story.say(format!("Every element is {formula}."))?;
+    for (name, weights) in &models.merges {
+        let command = Command::new("merge").paths(&models.experts).word("--base").path(&models.base);
+        let command = story.with_output(command.word("--weights").word(list(weights)).word("-o"), &merged(name))?;
+        let said = story.run(&command)?.json;
+        let formulas = said["formulas"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for formula in formulas.iter().filter_map(|formula| formula["formula"].as_str()) {
+            story.say(format!("{}: every element is {formula}.", merged(name)))?;
+        }
+        story.number(&merged(name), weights.clone());
     }
-    story.say("The merged model costs what one of its copies does.")?;
-    story.number("weights", models.weights.clone());
+    story.say("A merged model costs what one of its copies does.")?;
     Ok(())
 }
 
@@ -213,11 +223,14 @@ fn distance(story: &mut Story<'_>) -> anyhow::Result<()> {
         (vec![format!("{name}: {about}"), significant(*value, 4)], bar)
     });
     story.table(Table { headings: vec!["model".to_owned(), "FD".to_owned()], rows: rows.collect() })?;
-    let of = |name: &str| found.iter().find(|(known, ..)| known == name).map_or(f64::NAN, |(_, _, value)| *value);
-    let (base, merged) = (of("base"), of(MERGED));
-    let percent = 100.0 * (merged - base).abs() / base;
-    let nearer = if merged < base { "nearer to real digits than" } else { "farther from real digits than" };
-    story.say(format!("The merged model's images are {nearer} the base's, by {percent:.1} % of its distance."))?;
+    let base = found.iter().find(|(name, ..)| name == "base").map_or(f64::NAN, |(_, _, value)| *value);
+    for (name, _, value) in
+        found.iter().filter(|(name, ..)| story.models.merges.iter().any(|(of, _)| merged(of) == *name))
+    {
+        let nearer = if *value < base { "nearer to real digits than" } else { "farther from real digits than" };
+        let percent = 100.0 * (value - base).abs() / base;
+        story.say(format!("The images of {name} are {nearer} the base's, by {percent:.1} % of its distance."))?;
+    }
     let why = "FD is the Fréchet distance of features of a small classifier of digits, not FID.";
     let images = grouped(story.demo.images.into());
     story.say(format!(
