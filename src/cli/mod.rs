@@ -19,6 +19,8 @@ mod fid;
 #[cfg(feature = "diffusion")]
 mod finetune;
 mod formats;
+#[cfg(feature = "diffusion")]
+mod gradients;
 mod inspect;
 mod man;
 mod merge;

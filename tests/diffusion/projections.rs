@@ -14,14 +14,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use tempfile::TempDir;
 
-type Tensors = HashMap<String, Tensor>;
+pub(super) type Tensors = HashMap<String, Tensor>;
 
-fn save(tensors: &Tensors, path: &Path) -> Outcome {
+pub(super) fn save(tensors: &Tensors, path: &Path) -> Outcome {
     Ok(candle_core::safetensors::save(tensors, path)?)
 }
 
 /// A model that was tuned from `base`: every weight moved a little, and projections near the identity.
-fn tuned(base: &Tensors, channels: &[usize], name: &str) -> Outcome<Tensors> {
+pub(super) fn tuned(base: &Tensors, channels: &[usize], name: &str) -> Outcome<Tensors> {
     let moved = |(of, before): (&String, &Tensor)| -> Outcome<(String, Tensor)> {
         let change = tensor(&format!("{name}.{of}"), before.dims())?;
         Ok((of.clone(), (before.to_dtype(DType::F32)? + (change * 0.02)?)?))
@@ -38,7 +38,7 @@ fn tuned(base: &Tensors, channels: &[usize], name: &str) -> Outcome<Tensors> {
 }
 
 /// The channels behind each block of a configuration.
-fn channels(config: &Value) -> Outcome<Vec<usize>> {
+pub(super) fn channels(config: &Value) -> Outcome<Vec<usize>> {
     let levels: Vec<usize> = serde_json::from_value(config["block_out_channels"].clone())?;
     let has_middle = config.get("mid_block_type").is_none_or(|kind| !kind.is_null());
     let middle = has_middle.then(|| levels.last().copied()).flatten();
