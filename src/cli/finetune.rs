@@ -9,6 +9,9 @@ use crate::diffusion::schedulers::{Config as SchedulerConfig, Noising};
 use crate::diffusion::unet::{Config, UNet2D};
 use crate::diffusion::{self, Ddpm};
 use crate::error::Error;
+use crate::output::StagedFile;
+#[cfg(feature = "plot")]
+use crate::plot::{ImageKind, Lines, Series, Theme, render};
 use crate::stream::Control;
 use crate::train::{
     self, AdamW, Course, Crop, Data, Method, MovingAverage, Network, Objective, Rate, Row, Source, Timesteps, Trainer,
@@ -189,6 +192,8 @@ const MODEL: &str = "diffusion_pytorch_model.safetensors";
 const CONFIG: &str = "config.json";
 const SCHEDULER: &str = "scheduler_config.json";
 const LOG: &str = "log.csv";
+#[cfg(feature = "plot")]
+const PICTURE: &str = "log.svg";
 const STATE: &str = "training-state.safetensors";
 
 /// What the copies have in common.
@@ -459,9 +464,11 @@ impl Finetune {
             train::save(&state, trainer, rows, &settings)
         })?;
         let metadata = [("format", "pt".to_owned()), ("ckptmerge_training", settings.to_string())];
-        write_text(&folder.join(CONFIG), &format!("{:#}\n", shared.config.to_json()))?;
-        write_text(&folder.join(SCHEDULER), &format!("{:#}\n", shared.scheduler.to_json()))?;
-        write_text(&folder.join(LOG), &Row::csv(&rows))?;
+        write_small(&folder.join(CONFIG), &format!("{:#}\n", shared.config.to_json()))?;
+        write_small(&folder.join(SCHEDULER), &format!("{:#}\n", shared.scheduler.to_json()))?;
+        write_small(&folder.join(LOG), &Row::csv(&rows))?;
+        #[cfg(feature = "plot")]
+        write_picture(&folder.join(PICTURE), &rows, &copy.timesteps.own)?;
         train::write_model(&folder.join(MODEL), &trainer, &metadata)?;
         let parameters = trainer.kept().map(|kept| kept.weights.len()).sum();
         let range = copy.timesteps.own.clone();
@@ -470,10 +477,37 @@ impl Finetune {
 }
 
 /// Writes a small file whole.
-fn write_text(path: &Path, text: &str) -> Result<(), Error> {
-    let file = crate::output::StagedFile::create(path, text.len() as u64)?;
-    file.write_at(0, text.as_bytes())?;
+fn write_small(path: &Path, bytes: impl AsRef<[u8]>) -> Result<(), Error> {
+    let file = StagedFile::create(path, bytes.as_ref().len() as u64)?;
+    file.write_at(0, bytes.as_ref())?;
     file.commit(false)
+}
+
+/// Draws the losses over the steps: the means of some thousand parts of a long training, and their average.
+#[cfg(feature = "plot")]
+fn write_picture(path: &Path, rows: &[Row], range: &Range<usize>) -> Result<(), Error> {
+    const POINTS: usize = 1000;
+    const SMOOTHING: f64 = 0.95;
+    let part = rows.len().div_ceil(POINTS).max(1);
+    let series = |name: &str, loss: fn(&Row) -> f64| {
+        let mean = |rows: &[Row]| {
+            let step = rows.last().map_or(0.0, |row| row.step as f64);
+            (step, rows.iter().map(loss).sum::<f64>() / rows.len() as f64)
+        };
+        Series { name: name.to_owned(), points: rows.chunks(part).map(mean).collect() }
+    };
+    let mut lines = Lines {
+        title: format!("Loss at timesteps {} to {}", range.start, range.end - 1),
+        x_label: "step".to_owned(),
+        y_label: "loss".to_owned(),
+        series: vec![series("denoising", |row| row.losses.denoising)],
+        log_y: true,
+        smoothing: Some(SMOOTHING),
+    };
+    if rows.iter().any(|row| row.losses.consistency > 0.0) {
+        lines.series.push(series("consistency", |row| row.losses.consistency));
+    }
+    write_small(path, render(&lines, ImageKind::Svg, Theme::Light)?)
 }
 
 impl Trained {

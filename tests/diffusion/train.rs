@@ -79,7 +79,7 @@ fn trainer(network: &Value, options: &Value, first: &HashMap<String, Tensor>) ->
         average: average(&options["ema"])?,
     };
     let network = Network::new(&config, &source, false)?;
-    Ok(Trainer::new(network, Some(teacher), noising, method)?)
+    Ok(Trainer::new(network, Some(teacher.into()), noising, method)?)
 }
 
 #[track_caller]
