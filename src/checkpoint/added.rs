@@ -28,7 +28,9 @@ impl Checkpoint {
             }
             let prefixes = || self.layout.parts.iter().map(|part| part.prefix()).enumerate();
             let named = prefixes().find(|(_, prefix)| !prefix.is_empty() && name.starts_with(prefix.as_str()));
-            let Some((part, _)) = named.or_else(|| prefixes().find(|(_, prefix)| prefix.is_empty())) else {
+            // An only part may have been given another prefix than its folder's.
+            let is_part = |prefix: &str| prefix.is_empty() || self.layout.parts.len() == 1;
+            let Some((part, _)) = named.or_else(|| prefixes().find(|(_, prefix)| is_part(prefix))) else {
                 return Err(Error::Recipe(format!("`{name}` is in no part of {}", self.name)));
             };
             if self.by_name.insert(name.to_owned(), self.tensors.len()).is_some() {

@@ -95,6 +95,23 @@ impl Checkpoint {
         Ok(Self { layout, tensors, by_name, ..self })
     }
 
+    /// Gives the tensors of the only part another prefix than that of its folder, as another model of the same network has
+    /// it: one that is alone, or in another folder of its pipeline.
+    pub(crate) fn set_prefix(&mut self, prefix: &str) {
+        let [part] = &self.layout.parts[..] else { return };
+        let before = part.prefix();
+        let renamed = |name: &str| format!("{prefix}{}", name.strip_prefix(&before).unwrap_or(name));
+        for tensor in &mut self.tensors {
+            let name = renamed(&tensor.name);
+            let old = std::mem::replace(&mut tensor.name, name);
+            if tensor.inputs.is_empty() {
+                tensor.inputs = vec![old];
+            }
+            tensor.alias_of = tensor.alias_of.as_deref().map(renamed);
+        }
+        self.by_name = self.tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
+    }
+
     /// What the tensor of this name is tied to.
     fn target(&self, name: &str) -> Option<&String> {
         self.get(name)?.tensor.alias_of.as_ref()

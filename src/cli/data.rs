@@ -5,7 +5,7 @@ use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::Error;
 use crate::images::Set;
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Images that networks are shown.
 #[derive(Args)]
@@ -18,14 +18,19 @@ pub(super) struct DataOption {
 impl DataOption {
     /// Opens them.
     pub(super) fn open(&self, common: &Common) -> Result<Set, Error> {
-        if self.data.is_dir() {
-            return Set::of_folder(&self.data);
-        }
-        let checkpoint = Checkpoint::open_with(&self.data, &OpenOptions { select: None, ..common.open() })?;
-        let Some(name) = Set::array_in(&checkpoint)?.map(str::to_owned) else {
-            let message = "holds no images: those are N×height×width×channels bytes (U8), or a folder of image files";
-            return Err(Error::model(&self.data, message));
-        };
-        Set::of_array(checkpoint, &name)
+        images_at(&self.data, common)
     }
+}
+
+/// The images of a folder or an array.
+pub(super) fn images_at(path: &Path, common: &Common) -> Result<Set, Error> {
+    if path.is_dir() {
+        return Set::of_folder(path);
+    }
+    let checkpoint = Checkpoint::open_with(path, &OpenOptions { select: None, ..common.open() })?;
+    let Some(name) = Set::array_in(&checkpoint)?.map(str::to_owned) else {
+        let message = "holds no images: those are N×height×width×channels bytes (U8), or a folder of image files";
+        return Err(Error::model(path, message));
+    };
+    Set::of_array(checkpoint, &name)
 }

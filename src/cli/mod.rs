@@ -3,6 +3,8 @@
 //! Exit codes: 0 done, 1 failed (for `diff`: different), 2 wrong usage. People's text and JSON go to stdout, progress
 //! and warnings to stderr.
 
+#[cfg(feature = "diffusion")]
+mod activations;
 mod completions;
 mod convert;
 #[cfg(feature = "diffusion")]
@@ -19,12 +21,16 @@ mod fid;
 #[cfg(feature = "diffusion")]
 mod finetune;
 mod formats;
+#[cfg(feature = "diffusion")]
+mod gradients;
 mod inspect;
 mod man;
 mod merge;
 mod methods;
 #[cfg(feature = "diffusion")]
 mod network_device;
+#[cfg(feature = "diffusion")]
+mod noisy_images;
 #[cfg(feature = "plot")]
 mod picture;
 mod remarks;
@@ -81,6 +87,8 @@ subcommands! {
     TaskVector in task_vector,
     Similarity in similarity,
     Stats in stats,
+    #[cfg(feature = "diffusion")]
+    Activations in activations,
     #[cfg(feature = "diffusion")]
     Sample in sample,
     #[cfg(feature = "diffusion")]

@@ -1,11 +1,15 @@
 //! `ckptmerge similarity`
 
+#[cfg(feature = "diffusion")]
+use super::gradients::{Beside, GradientOptions};
 #[cfg(feature = "plot")]
 use super::picture::Picture;
-use super::report::{check_beside, count, csv, grouped, significant, table};
+use super::report::{Report, check_beside, count, csv, grouped, significant, table};
 use super::tuned::{Tuned, names, without_what_all_share};
 use super::{Common, Run, named};
 use crate::analysis::{self, By, Products, Similarity as Found};
+#[cfg(feature = "diffusion")]
+use crate::error::Error;
 use crate::plot::terminal;
 #[cfg(feature = "plot")]
 use crate::plot::{Heatmap, Scale};
@@ -29,7 +33,8 @@ const PAIRS_LISTED: usize = 15;
 #[command(after_help = "Examples:
   ckptmerge similarity base.st a.st b.st c.st
   ckptmerge similarity base/ a/ b/ c/ --by layer --plot layers.svg --csv layers.csv
-  ckptmerge similarity a.st b.st --base-less")]
+  ckptmerge similarity a.st b.st --base-less
+  ckptmerge similarity --gradients base/ --data images.npy --points 20 --plot gradients.svg")]
 pub(super) struct Similarity {
     #[command(flatten)]
     models: Tuned,
@@ -45,11 +50,19 @@ pub(super) struct Similarity {
     #[cfg(feature = "plot")]
     #[command(flatten)]
     picture: Picture,
+    #[cfg(feature = "diffusion")]
+    #[command(flatten)]
+    gradients: GradientOptions,
 }
 
 impl Run for Similarity {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
+        #[cfg(feature = "diffusion")]
+        if self.gradients.are_wanted()? {
+            self.of_gradients(common, &report)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let models = self.models.open(common, &report)?;
         #[cfg(feature = "plot")]
         let picture = self.picture.path();
@@ -85,6 +98,25 @@ impl Run for Similarity {
             self.picture.draw(&report, &shown.heatmap())?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(feature = "diffusion")]
+impl Similarity {
+    /// Of one model's gradients.
+    fn of_gradients(&self, common: &Common, report: &Report) -> anyhow::Result<()> {
+        let (model, selection) = self.models.alone("--gradients")?;
+        if self.by != By::Model {
+            let message =
+                "--gradients compares timesteps, by all weights together: leave --by out, and take some with --include";
+            return Err(Error::Recipe(message.to_owned()).into());
+        }
+        let beside = Beside {
+            csv: self.csv.as_deref(),
+            #[cfg(feature = "plot")]
+            picture: &self.picture,
+        };
+        self.gradients.run(model, &selection, &beside, common, report)
     }
 }
 

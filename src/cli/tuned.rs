@@ -17,7 +17,6 @@ pub(super) struct Tuned {
     /// The model before
     base: PathBuf,
     /// The models after
-    #[arg(required_unless_present = "base_less")]
     tuned: Vec<PathBuf>,
     /// Take the models as they are, the first like the others, not their changes
     #[arg(long)]
@@ -34,8 +33,26 @@ pub(super) struct Tuned {
 }
 
 impl Tuned {
+    /// The one model that is not compared with others, and which of its tensors are taken.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] if there are others, or something is said of them; `option` asked for one alone.
+    #[cfg(feature = "diffusion")]
+    pub(super) fn alone(&self, option: &str) -> Result<(&Path, Selection), Error> {
+        let of_others =
+            [(!self.tuned.is_empty(), "other models"), (self.base_less, "--base-less"), (self.shared, "--shared")];
+        if let Some((_, what)) = of_others.iter().find(|(is_given, _)| *is_given) {
+            return Err(Error::Recipe(format!("{option} is of one model alone: leave {what} out")));
+        }
+        Ok((&self.base, Selection { include: self.include.clone(), exclude: self.exclude.clone() }))
+    }
+
     /// Opens the models.
     pub(super) fn open(&self, common: &Common, report: &Report) -> anyhow::Result<Models> {
+        if self.tuned.is_empty() && !self.base_less {
+            let message = "a TUNED model is required behind the base; --base-less takes models as they are";
+            return Err(Error::Recipe(message.to_owned()).into());
+        }
         let options = common.open();
         let models = if self.base_less {
             let all: Vec<PathBuf> = std::iter::once(&self.base).chain(&self.tuned).cloned().collect();

@@ -3,6 +3,7 @@
 //! Weights come from a [`crate::Checkpoint`] of any format ([`Weights`]). Random numbers are functions of a seed, an
 //! image and a draw ([`Noise`]), so images depend on neither the batch nor the threads.
 
+mod activations;
 mod ddpm;
 mod layers;
 pub mod nn;
@@ -13,6 +14,7 @@ pub mod stable_diffusion;
 pub mod unet;
 mod weights;
 
+pub use activations::{Change, Comparison};
 pub use ddpm::{Ddpm, read_config};
 pub use noise::Noise;
 pub use sampler::{Denoiser, Model, Sampling, sample, to_images};

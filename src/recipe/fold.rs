@@ -43,10 +43,11 @@ impl<'a> Folded<'a> {
         [&self.projection, &self.weight].into_iter()
     }
 
-    /// Bytes of both, as numbers, and of their product.
+    /// Bytes of both, as they are read and as numbers, and of their product.
     pub(super) fn memory(&self) -> u64 {
         let elements = |node: &Node<'_>| node.terms.shape.iter().product::<u64>();
-        (elements(&self.projection) + 2 * elements(&self.weight)) * size_of::<f64>() as u64
+        let read: u64 = self.weight.leaves().iter().map(|view| view.tensor.bytes).sum();
+        read + (elements(&self.projection) + 2 * elements(&self.weight)) * size_of::<f64>() as u64
     }
 
     /// The elements of the product, in f64.

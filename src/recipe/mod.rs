@@ -12,6 +12,7 @@ mod explain;
 mod files;
 mod fold;
 mod levels;
+mod pipelines;
 mod place;
 mod plan;
 mod planner;
@@ -468,6 +469,7 @@ impl Models {
         let names: Vec<&Path> = names.iter().chain(companions).map(PathBuf::as_path).collect();
         let mut labels = labels(&names);
         let companion_labels = labels.split_off(names.len() - companions.len());
+        pipelines::align(&mut checkpoints, &adapters, base.is_some());
         let mut named: Vec<_> = checkpoints.iter_mut().zip(labels.iter().map(String::as_str)).collect();
         let completed = projections::complete(&mut named, options.io)?;
         let base = base.and_then(|_| checkpoints.pop());

@@ -5,6 +5,7 @@
 //! training, so that a training that was interrupted goes on to the same bits, with any number of threads.
 
 mod data;
+mod gradients;
 mod log;
 mod loss;
 mod network;
@@ -17,6 +18,7 @@ mod trainer;
 mod weighting;
 
 pub use data::{Crop, Data};
+pub use gradients::{Alike, Gradients};
 pub use log::{COLUMNS, Row};
 pub use loss::{Batch, Losses, Objective};
 pub use network::{Network, Source};

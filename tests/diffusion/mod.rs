@@ -1,5 +1,6 @@
 //! Diffusion: layers, networks, and images made with them, against diffusers and torch.
 
+mod analyses;
 mod layers;
 mod projections;
 mod sample;

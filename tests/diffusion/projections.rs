@@ -2,7 +2,7 @@
 
 use super::unet::weights_of;
 use super::{farthest, numbers, relative, tensor};
-use crate::model::{Outcome, fixture, read, root, run};
+use crate::model::{Outcome, fixture, names_in, read, root, run};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use ckptmerge::Checkpoint;
@@ -14,14 +14,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use tempfile::TempDir;
 
-type Tensors = HashMap<String, Tensor>;
+pub(super) type Tensors = HashMap<String, Tensor>;
 
-fn save(tensors: &Tensors, path: &Path) -> Outcome {
+pub(super) fn save(tensors: &Tensors, path: &Path) -> Outcome {
     Ok(candle_core::safetensors::save(tensors, path)?)
 }
 
 /// A model that was tuned from `base`: every weight moved a little, and projections near the identity.
-fn tuned(base: &Tensors, channels: &[usize], name: &str) -> Outcome<Tensors> {
+pub(super) fn tuned(base: &Tensors, channels: &[usize], name: &str) -> Outcome<Tensors> {
     let moved = |(of, before): (&String, &Tensor)| -> Outcome<(String, Tensor)> {
         let change = tensor(&format!("{name}.{of}"), before.dims())?;
         Ok((of.clone(), (before.to_dtype(DType::F32)? + (change * 0.02)?)?))
@@ -38,7 +38,7 @@ fn tuned(base: &Tensors, channels: &[usize], name: &str) -> Outcome<Tensors> {
 }
 
 /// The channels behind each block of a configuration.
-fn channels(config: &Value) -> Outcome<Vec<usize>> {
+pub(super) fn channels(config: &Value) -> Outcome<Vec<usize>> {
     let levels: Vec<usize> = serde_json::from_value(config["block_out_channels"].clone())?;
     let has_middle = config.get("mid_block_type").is_none_or(|kind| !kind.is_null());
     let middle = has_middle.then(|| levels.last().copied()).flatten();
@@ -271,5 +271,41 @@ fn a_folded_model_samples_the_same_images() -> Outcome {
     });
     let off = farthest(&whole?, &folded?)?;
     assert!(off < 1e-3, "off by {off}");
+    Ok(())
+}
+
+/// What was trained from a pipeline's network is the network alone, and still its model.
+#[test]
+fn a_network_alone_goes_with_its_pipeline() -> Outcome {
+    let folder = TempDir::new()?;
+    let base = fixture("digits-ddpm/model");
+    std::os::unix::fs::symlink(&base, folder.path().join("base"))?;
+    let config: Value = serde_json::from_slice(&std::fs::read(base.join("unet/config.json"))?)?;
+    let file = "unet/diffusion_pytorch_model.safetensors";
+    let weights = candle_core::safetensors::load(base.join(file), &Device::Cpu)?;
+    let copy = folder.path().join("copy");
+    std::fs::create_dir(&copy)?;
+    std::fs::write(copy.join("config.json"), config.to_string())?;
+    save(&tuned(&weights, &channels(&config)?, "digits")?, &copy.join("diffusion_pytorch_model.safetensors"))?;
+
+    run(folder.path(), "merge --base base copy --weights 0.5 -o merged/ --fold-projections").ok();
+    let written = names_in(&folder.path().join("merged"));
+    assert_eq!(written, ["model_index.json", "scheduler", "unet"]);
+    run(folder.path(), "sample merged --steps 2 -o out.png").ok();
+    // The other way round it is the network alone that is written, of the same numbers.
+    run(folder.path(), "merge --base copy base --weights 0.5 -o alone/ --fold-projections").ok();
+    assert_eq!(names_in(&folder.path().join("alone")), ["config.json", "diffusion_pytorch_model.safetensors"]);
+    let load = |path: &str| candle_core::safetensors::load(folder.path().join(path), &Device::Cpu);
+    let (one, other) = (load(&format!("merged/{file}"))?, load("alone/diffusion_pytorch_model.safetensors")?);
+    assert_eq!(one.len(), other.len());
+    for (name, tensor) in &one {
+        assert!(farthest(tensor, &other[name])? < 1e-5, "{name}");
+    }
+    run(folder.path(), "merge --base base copy/diffusion_pytorch_model.safetensors -o file/").ok();
+    let inner = run(folder.path(), "similarity base/unet copy --json").ok().json();
+    let outer = run(folder.path(), "similarity base copy --json").ok().json();
+    assert_eq!(inner["total"], outer["total"]);
+    run(folder.path(), "task-vector base copy -o change/").ok();
+    assert_eq!(read(&folder.path().join("change").join(file))?.names().len(), 149);
     Ok(())
 }

@@ -11,7 +11,7 @@ pub use config::{Config, NAMED, Named};
 
 use super::layers::{Conv, Groups, Norm, PixelAttention, Resample, ResnetBlock, TimeEmbedding};
 use super::nn::{Window, conv2d};
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use candle_nn::VarBuilder;
 use config::Sampling;
 
@@ -128,11 +128,39 @@ impl UNet2D {
     /// # Errors
     /// If the shapes do not agree.
     pub fn forward(&self, samples: &Tensor, timesteps: &Tensor) -> Result<Tensor> {
+        self.forward_seen(samples, timesteps, &mut |_, _| Ok(()))
+    }
+
+    /// The names of what [`forward_seen`](Self::forward_seen) shows, in their order.
+    #[must_use]
+    pub fn blocks(&self) -> Vec<String> {
+        let down = (0..self.down.len()).map(|index| format!("down_blocks.{index}"));
+        let middle = self.middle.iter().map(|_| "mid_block".to_owned());
+        let up = (0..self.up.len()).map(|index| format!("up_blocks.{index}"));
+        down.chain(middle).chain(up).chain(["output".to_owned()]).collect()
+    }
+
+    /// As [`forward`](Self::forward), and shows what comes out of each block, behind its projection, and of the network, by
+    /// the numbers of [`blocks`](Self::blocks).
+    ///
+    /// # Errors
+    /// If the shapes do not agree; those of `see`.
+    pub fn forward_seen(
+        &self,
+        samples: &Tensor,
+        timesteps: &Tensor,
+        see: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
         let embedding = self.time.forward(timesteps, samples.dtype())?;
-        let mut projections = self.projections.iter();
-        let mut project = |sample: Tensor| match projections.next() {
-            Some(Some(kernels)) => conv2d(&sample, kernels, None, Window::PLAIN),
-            _ => Ok(sample),
+        let mut number = 0;
+        let mut project = |sample: Tensor| {
+            let sample = match self.projections.get(number) {
+                Some(Some(kernels)) => conv2d(&sample, kernels, None, Window::PLAIN)?,
+                _ => sample,
+            };
+            see(number, &sample)?;
+            number += 1;
+            Ok::<_, Error>(sample)
         };
         let samples = if self.center_input { samples.affine(2.0, -1.0)? } else { samples.clone() };
         let mut sample = self.conv_in.forward(&samples)?;
@@ -146,7 +174,9 @@ impl UNet2D {
         for block in &self.up {
             sample = project(block.forward(&sample, &embedding, &mut skips)?)?;
         }
-        self.conv_out.forward(&self.norm_out.forward(&sample, true)?)
+        let answer = self.conv_out.forward(&self.norm_out.forward(&sample, true)?)?;
+        see(number, &answer)?;
+        Ok(answer)
     }
 }
 
@@ -215,7 +245,7 @@ impl MiddleBlock {
         let block = |index: usize| {
             let at = builder.pp(format!("resnets.{index}"));
             let resnet = ResnetBlock::new(config.resnets(), (channels, channels), None, &at)?;
-            Ok::<_, candle_core::Error>(resnet.scaled(config.mid_block_scale_factor))
+            Ok::<_, Error>(resnet.scaled(config.mid_block_scale_factor))
         };
         // diffusers leaves the norm out where the time scales and shifts, unless groups are given for it.
         let count = config.attn_norm_num_groups.or((!config.time_scale_shift).then_some(config.norm_num_groups));
