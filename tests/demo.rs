@@ -30,8 +30,9 @@ fn models(folder: &Path) -> Outcome {
     }
     std::fs::write(folder.join("weights.json"), json!({"equal": [0.5, 0.5], "other": [0.25, -0.5]}).to_string())?;
     let (images, reference) = (fixture("digits-ddpm/digits.npy"), folder.join("reference.npz"));
+    std::fs::copy(&images, folder.join("images.npy"))?;
     let saved =
-        binary().arg("fid").arg(images).args(["--features", "digits", "--save-stats"]).arg(reference).output()?;
+        binary().arg("fid").arg(&images).args(["--features", "digits", "--save-stats"]).arg(reference).output()?;
     assert!(saved.status.success(), "{saved:?}");
     Ok(())
 }
@@ -49,7 +50,12 @@ fn the_demo_tells_its_story_and_writes_all_of_it() -> Outcome {
     let names = ["base", "ensemble", "merged-equal", "merged-other", "range-0", "range-1"];
     assert_eq!(names_in(&out.join("samples")), names.map(|name| format!("{name}.npz")));
     let mut pictures: Vec<String> = names.map(|name| format!("{name}.png")).to_vec();
-    pictures.extend(["similarity-dark.svg", "similarity.svg", "stats-dark.svg", "stats.svg"].map(str::to_owned));
+    pictures.extend(
+        ["activations", "gradients", "similarity", "stats"]
+            .iter()
+            .flat_map(|name| [format!("{name}-dark.svg"), format!("{name}.svg")]),
+    );
+    pictures.sort();
     assert_eq!(names_in(&out.join("pictures")), pictures);
 
     // The numbers list every file, and no name that was only one for a while.
@@ -63,7 +69,7 @@ fn the_demo_tells_its_story_and_writes_all_of_it() -> Outcome {
     }
     let sections = numbers["sections"].as_array().ok_or("no sections")?;
     let names: Vec<&str> = sections.iter().filter_map(|section| section["name"].as_str()).collect();
-    assert_eq!(names, ["models", "similarity", "changes", "merge", "samples", "distance"]);
+    assert_eq!(names, ["models", "gradients", "similarity", "changes", "activations", "merge", "samples", "distance"]);
     for section in sections {
         for text in [&section["commands"], &section["sentences"]] {
             let lines = text.as_array().ok_or("no list")?;
@@ -74,7 +80,8 @@ fn the_demo_tells_its_story_and_writes_all_of_it() -> Outcome {
         }
     }
     assert!(told.stdout.contains("A copy has 3,584 parameters more"), "{}", told.stdout);
-    // What a command remarks is told once.
+    // What a command remarks is told once, and of files by the names that they have in the end.
+    assert!(told.stdout.contains("(ckptmerge-demo/samples/base.npz has 4, fewer than 64"), "{}", told.stdout);
     assert_eq!(told.stdout.matches("base lacks 5 channel-wise projections").count(), 1, "{}", told.stdout);
     assert!(told.stdout.trim_end().contains("ckptmerge-demo/report.html"), "{}", told.stdout);
     Ok(())
@@ -125,7 +132,7 @@ fn the_report_needs_nothing_beside_it() -> Outcome {
         .captures_iter(&report)
         .map(|found| found.extract::<1>().1[0])
         .collect();
-    assert_eq!(references.len(), 10, "{references:?}");
+    assert_eq!(references.len(), 14, "{references:?}");
     assert!(references.iter().all(|reference| reference.starts_with("data:image/")), "{references:?}");
     let html = Regex::new(r#""data:[^"]*""#)?.replace_all(&report, "");
     for outside in ["http:", "https:", "url(", "@import", "<script", "<link", "<iframe", "//"] {
@@ -189,7 +196,7 @@ fn models_that_are_not_whole_are_told() -> Outcome {
         std::fs::write(whole.join("weights.json"), weights)?;
         demo().fails(1, &["weights.json", says]);
     }
-    for missing in ["weights.json", "reference.npz", "range-0", "base"] {
+    for missing in ["weights.json", "images.npy", "reference.npz", "range-0", "base"] {
         std::fs::rename(whole.join(missing), folder.path().join("aside"))?;
         demo().fails(1, &["models", missing, "fixtures/digits"]);
         std::fs::rename(folder.path().join("aside"), whole.join(missing))?;

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Where the models lie in the repository.
 const PLACE: [&str; 2] = ["fixtures", "digits"];
-/// The statistics of real images, and the weights of the merge.
+/// Real images, the statistics of them, and the weights of merges.
+const IMAGES: &str = "images.npy";
 const REFERENCE: &str = "reference.npz";
 const WEIGHTS: &str = "weights.json";
 /// The longest list of weights that is read, in bytes.
@@ -24,6 +25,8 @@ pub(super) struct Models {
     pub(super) experts: Vec<PathBuf>,
     /// What was tuned as long on all timesteps, if it is there.
     pub(super) control: Option<PathBuf>,
+    /// Real images.
+    pub(super) images: PathBuf,
     /// Mean and covariance of real images' features.
     pub(super) reference: PathBuf,
     /// Merges: what each is called, and the experts' weights in it.
@@ -55,14 +58,14 @@ impl Models {
         let base = needed("base")?;
         let mut experts = vec![needed("range-0")?];
         experts.extend((1..).map(|index| folder.join(format!("range-{index}"))).take_while(|path| path.exists()));
-        let reference = needed(REFERENCE)?;
+        let (images, reference) = (needed(IMAGES)?, needed(REFERENCE)?);
         let merges = read_weights(&needed(WEIGHTS)?, experts.len())?;
         let control = Some(folder.join("control")).filter(|path| path.exists());
         let model = Ddpm::open(Checkpoint::open(&base)?, None)?;
         let without =
             || Error::model(&base, "comes with no scheduler_config.json, which says how many timesteps there are");
         let timesteps = model.scheduler().ok_or_else(without)?.train_timesteps();
-        Ok(Self { base, experts, control, reference, merges, timesteps, folder })
+        Ok(Self { base, experts, control, images, reference, merges, timesteps, folder })
     }
 
     /// The timesteps of an expert: from, and to but for the last.

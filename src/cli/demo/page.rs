@@ -98,7 +98,7 @@ fn table(table: &Table) -> String {
         };
         format!("<tr>{}</tr>\n", cells.iter().enumerate().map(cell).collect::<String>())
     };
-    let rows: String = table.rows.iter().map(|(row, bar)| cells("td", row, Some(*bar))).collect();
+    let rows: String = table.rows.iter().map(|(row, bar)| cells("td", row, *bar)).collect();
     format!("<table>\n{}{rows}</table>\n", cells("th", &table.headings, None))
 }
 

@@ -18,8 +18,10 @@ pub(super) struct Step {
 /// All steps, in their order.
 pub(super) const STEPS: &[Step] = &[
     Step { name: "models", title: "A base, and copies tuned on timesteps of their own", tell: models },
+    Step { name: "gradients", title: "How alike gradients at different timesteps are", tell: gradients },
     Step { name: "similarity", title: "How alike the copies' changes are", tell: similarity },
     Step { name: "changes", title: "Where the copies changed", tell: changes },
+    Step { name: "activations", title: "At which timesteps the copies answer otherwise", tell: activations },
     Step { name: "merge", title: "One model of all copies", tell: merge },
     Step { name: "samples", title: "Images", tell: samples },
     Step { name: "distance", title: "How far the images are from real ones", tell: distance },
@@ -119,22 +121,94 @@ fn models(story: &mut Story<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A command of a base and its copies that draws a picture, light and dark.
-fn drawn(story: &mut Story<'_>, command: &str, caption: &str) -> anyhow::Result<Value> {
-    let models = story.models;
-    let of_models = Command::new(command).path(&models.base).paths(&models.experts);
-    let [light, dark] = ["", "-dark"].map(|theme| format!("pictures/{command}{theme}.svg"));
-    let line = story.with_output(of_models.clone().word("--plot"), &light)?;
+/// A command that draws a picture, light and dark.
+fn drawn(story: &mut Story<'_>, command: Command, name: &str, caption: impl Into<String>) -> anyhow::Result<Value> {
+    let [light, dark] = ["", "-dark"].map(|theme| format!("pictures/{name}{theme}.svg"));
+    let line = story.with_output(command.clone().word("--plot"), &light)?;
     let said = story.run(&line)?;
-    let line = story.with_output(of_models.words("--theme dark --plot"), &dark)?;
+    let line = story.with_output(command.words("--theme dark --plot"), &dark)?;
     story.run_unseen(&line)?;
     story.picture(&light, Some(&dark), caption);
     Ok(said.json)
 }
 
+/// Timesteps, and at most so many images, that gradients are taken at and of.
+const POINTS: u32 = 10;
+const IMAGES_OF_GRADIENTS: u32 = 128;
+
+fn gradients(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let models = story.models;
+    let command = Command::new("similarity").word("--gradients").path(&models.base).word("--data").path(&models.images);
+    let command =
+        command.word("--points").word(POINTS).word("--samples").word(IMAGES_OF_GRADIENTS.min(story.demo.images));
+    let caption = "The cosine between the gradients of the base's loss at every two of ten timesteps, of the same images with the same noise.";
+    let found = drawn(story, command, "gradients", caption)?;
+    let rows: Vec<Vec<f64>> = found["cosine"].as_array().into_iter().flatten().map(numbers).collect();
+    let beside: Vec<f64> = rows.iter().enumerate().filter_map(|(index, row)| row.get(index + 1).copied()).collect();
+    let farthest = rows.first().and_then(|row| row.last()).copied();
+    if let (false, Some(farthest)) = (beside.is_empty(), farthest) {
+        let (times, mean) = (numbers(&found["timesteps"]), beside.iter().sum::<f64>() / beside.len() as f64);
+        let (first, last) = ends(&times);
+        let text = format!(
+            "Gradients at neighbouring timesteps have a mean cosine of {mean:.2}, those at {first} and {last} one of {farthest:.2}."
+        );
+        story.say(text.replace('-', "−"))?;
+    }
+    story.number("timesteps", found["timesteps"].clone());
+    story.number("cosine", found["cosine"].clone());
+    Ok(())
+}
+
+/// At most so many images are looked at.
+const IMAGES_OF_ACTIVATIONS: u32 = 64;
+
+fn activations(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let models = story.models;
+    let middles: Vec<u64> = (0..models.experts.len())
+        .map(|index| {
+            let (from, to) = models.range(index);
+            u64::midpoint(from, to)
+        })
+        .collect();
+    let timesteps = middles.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    let images = IMAGES_OF_ACTIVATIONS.min(story.demo.images);
+    let of = |expert: &PathBuf| {
+        let command = Command::new("activations").path(&models.base).path(expert).word("--data").path(&models.images);
+        command.word("-n").word(images).word("--timesteps").word(&timesteps)
+    };
+    let mut answers = Vec::new();
+    for expert in &models.experts {
+        let found = story.run(&of(expert))?.json;
+        let output =
+            found["blocks"].as_array().and_then(|blocks| blocks.last()).map(|block| numbers(&block["by_timestep"]));
+        answers.push(output.unwrap_or_default());
+    }
+    let headings = std::iter::once("mean |Δ| of answers".to_owned()).chain(middles.iter().map(|t| format!("t = {t}")));
+    let row = |(index, answers): (usize, &Vec<f64>)| {
+        let numbers = answers.iter().map(|mean| significant(*mean, 3));
+        (std::iter::once(format!("range-{index}")).chain(numbers).collect(), None)
+    };
+    story.table(Table { headings: headings.collect(), rows: answers.iter().enumerate().map(row).collect() })?;
+    let most =
+        |answers: &Vec<f64>| answers.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(place, _)| place);
+    let own = answers.iter().enumerate().filter(|(index, answers)| most(answers) == Some(*index)).count();
+    let copies = answers.len();
+    story.say(format!("{own} of {copies} copies changed their answers most in the middle of their own timesteps."))?;
+    story.number("timesteps", middles);
+    story.number("mean_difference", answers.clone());
+    if let Some(last) = models.experts.last() {
+        let name = format!("range-{}", copies.saturating_sub(1));
+        let caption = format!("How far the activations of {name} are from the base's, by block and channel.");
+        drawn(story, of(last), "activations", caption)?;
+    }
+    Ok(())
+}
+
 fn similarity(story: &mut Story<'_>) -> anyhow::Result<()> {
     let caption = "The cosine of the angle between every two changes: 1 is the same direction, 0 is independent.";
-    let found = drawn(story, "similarity", caption)?;
+    let models = story.models;
+    let command = Command::new("similarity").path(&models.base).paths(&models.experts);
+    let found = drawn(story, command, "similarity", caption)?;
     let total = &found["total"];
     let (least, most) = ends(&numbers(&total["relative_norm"]));
     story.say(format!(
@@ -157,7 +231,9 @@ fn similarity(story: &mut Story<'_>) -> anyhow::Result<()> {
 
 fn changes(story: &mut Story<'_>) -> anyhow::Result<()> {
     let caption = "How the elements of each copy's change are spread, layer by layer: quartiles, median and tails.";
-    let found = drawn(story, "stats", caption)?;
+    let models = story.models;
+    let command = Command::new("stats").path(&models.base).paths(&models.experts);
+    let found = drawn(story, command, "stats", caption)?;
     let models = found["total"].as_array().map(Vec::as_slice).unwrap_or_default();
     let spread: Vec<f64> = models.iter().filter_map(|model| model["std"].as_f64()).collect();
     let of_each = spread.iter().enumerate().map(|(index, std)| format!("{} (range-{index})", significant(*std, 3)));
@@ -220,7 +296,7 @@ fn distance(story: &mut Story<'_>) -> anyhow::Result<()> {
     let most = found.iter().map(|(_, _, value)| *value).fold(0.0, f64::max);
     let rows = found.iter().map(|(name, about, value)| {
         let bar = if most > 0.0 { value / most } else { 0.0 };
-        (vec![format!("{name}: {about}"), significant(*value, 4)], bar)
+        (vec![format!("{name}: {about}"), significant(*value, 4)], Some(bar))
     });
     story.table(Table { headings: vec!["model".to_owned(), "FD".to_owned()], rows: rows.collect() })?;
     let base = found.iter().find(|(name, ..)| name == "base").map_or(f64::NAN, |(_, _, value)| *value);

@@ -61,12 +61,12 @@ pub(super) struct Picture {
     pub(super) caption: String,
 }
 
-/// Rows under headings; a number in the first column behind the names is drawn as a bar as well.
+/// Rows under headings.
 pub(super) struct Table {
     /// What the columns are.
     pub(super) headings: Vec<String>,
-    /// A name, numbers, and how long its bar is, 0 to 1.
-    pub(super) rows: Vec<(Vec<String>, f64)>,
+    /// A name, numbers, and the length of a bar, 0 to 1, if there is one.
+    pub(super) rows: Vec<(Vec<String>, Option<f64>)>,
 }
 
 /// A part of the story.
@@ -125,7 +125,8 @@ impl<'a> Story<'a> {
         report: &'a Report,
         folder: &StagedFolder,
     ) -> Result<Self, Error> {
-        let unfinished = folder.path(Path::new(""))?;
+        // Without the slash that an empty name leaves at its end.
+        let unfinished = folder.path(Path::new(""))?.components().collect();
         Ok(Self { models, demo, sections: Vec::new(), common, report, unfinished, finished: demo.output.clone() })
     }
 
