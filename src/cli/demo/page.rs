@@ -16,8 +16,10 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top:
 p { margin: .6rem 0; } .muted, figcaption { color: var(--muted); font-size: .9rem; }
 pre { background: var(--faint); padding: .6rem .8rem; border-radius: .4rem; font-size: .85rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }
+pre code { display: block; padding-left: 1.2em; text-indent: -1.2em; }
 details summary { cursor: pointer; color: var(--muted); font-size: .9rem; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
+@media (max-width: 40rem) { .wide { overflow-x: auto; } .wide img { max-width: none; } }
 .grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
 .grids figure { margin: 0; } .grids img { width: 100%; image-rendering: pixelated; border-radius: .3rem; }
 table { border-collapse: collapse; width: 100%; }
@@ -56,7 +58,7 @@ pub(super) fn html(story: &Story<'_>) -> Result<String, Error> {
 
 fn section(story: &Story<'_>, section: &Section) -> Result<String, Error> {
     let mut html = format!("<section>\n<h2>{}</h2>\n", escaped(section.title));
-    let commands = escaped(&section.commands.join("\n"));
+    let commands: String = section.commands.iter().map(|line| format!("<code>{}</code>", escaped(line))).collect();
     match section.commands.len() {
         0 => {}
         1..=COMMANDS_SHOWN => html += &format!("<pre>{commands}</pre>\n"),
@@ -67,6 +69,9 @@ fn section(story: &Story<'_>, section: &Section) -> Result<String, Error> {
     section.tables.iter().for_each(|shown| html += &table(shown));
     for sentence in &section.sentences {
         html += &format!("<p>{}</p>\n", escaped(sentence));
+    }
+    for remark in &section.remarks {
+        html += &format!("<p class=\"muted\">{}</p>\n", escaped(remark));
     }
     // Many small pictures lie beside each other.
     let (grids, wide): (Vec<_>, Vec<_>) = section.pictures.iter().partition(|picture| picture.dark.is_none());
@@ -113,7 +118,8 @@ fn figure(story: &Story<'_>, picture: &Picture) -> Result<String, Error> {
         }
         None => image,
     };
-    Ok(format!("<figure>{image}<figcaption>{caption}</figcaption></figure>\n"))
+    let class = if picture.dark.is_some() { " class=\"wide\"" } else { "" };
+    Ok(format!("<figure{class}>{image}<figcaption>{caption}</figcaption></figure>\n"))
 }
 
 /// A text as HTML, in attributes too.

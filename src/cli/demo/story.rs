@@ -70,6 +70,7 @@ pub(super) struct Table {
 }
 
 /// A part of the story.
+#[derive(Default)]
 pub(super) struct Section {
     name: &'static str,
     /// Stands above it.
@@ -78,6 +79,8 @@ pub(super) struct Section {
     pub(super) commands: Vec<String>,
     /// What came of them.
     pub(super) sentences: Vec<String>,
+    /// What the commands remarked.
+    pub(super) remarks: Vec<String>,
     /// In numbers.
     pub(super) tables: Vec<Table>,
     /// In pictures.
@@ -93,6 +96,7 @@ impl Section {
             "title": self.title,
             "commands": self.commands,
             "sentences": self.sentences,
+            "remarks": self.remarks,
             "numbers": self.numbers,
         })
     }
@@ -127,10 +131,8 @@ impl<'a> Story<'a> {
 
     /// Begins a part.
     pub(super) fn begin(&mut self, name: &'static str, title: &'static str) -> anyhow::Result<()> {
-        let none = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (commands, sentences, tables, pictures) = none;
         let space = if self.sections.is_empty() { "" } else { "\n" };
-        self.sections.push(Section { name, title, commands, sentences, tables, pictures, numbers: json!({}) });
+        self.sections.push(Section { name, title, numbers: json!({}), ..Section::default() });
         self.report.tell(&format!("{space}{title}\n"))
     }
 
@@ -159,7 +161,15 @@ impl<'a> Story<'a> {
         if let Some(section) = self.section() {
             section.commands.push(line);
         }
-        self.run_unseen(command)
+        let said = self.run_unseen(command)?;
+        for remark in &said.remarks {
+            let is_known = self.sections.iter().any(|section| section.remarks.contains(remark));
+            if let Some(section) = self.section().filter(|_| !is_known) {
+                section.remarks.push(remark.clone());
+                self.report.tell(&format!("  ({remark})\n"))?;
+            }
+        }
+        Ok(said)
     }
 
     /// Runs a command that is shown in another form.
