@@ -3,6 +3,8 @@
 mod blocks;
 mod cli;
 mod convert;
+#[cfg(feature = "diffusion")]
+mod demo;
 mod diffusion;
 mod dtype;
 #[cfg(feature = "diffusion")]

@@ -247,7 +247,12 @@ impl Run for Finetune {
         let started = std::time::Instant::now();
         let total = copies.len() as u64 * self.course.steps;
         let threads = common.settings().threads();
-        let trained = report.watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control))?;
+        let trained = report
+            .watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control))
+            .map_err(|error| match error {
+                Error::Interrupted => Error::Paused(format!("the same command with --resume goes on from {STATE}")),
+                error => error,
+            })?;
         let seconds = started.elapsed().as_secs_f64();
         let text = || {
             trained.iter().map(Trained::text).collect::<String>() + &format!("{} s in all\n", significant(seconds, 3))

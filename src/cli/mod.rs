@@ -9,6 +9,8 @@ mod completions;
 mod convert;
 #[cfg(feature = "diffusion")]
 mod data;
+#[cfg(all(feature = "diffusion", feature = "plot"))]
+mod demo;
 mod device;
 mod devices;
 mod diff;
@@ -93,6 +95,8 @@ subcommands! {
     Fid in fid,
     #[cfg(feature = "diffusion")]
     Finetune in finetune,
+    #[cfg(all(feature = "diffusion", feature = "plot"))]
+    Demo in demo,
     Methods in methods,
     Formats in formats,
     Devices in devices,
@@ -154,6 +158,9 @@ struct Common {
     /// The type of elements of which a file says only the width, as NumPy's do of bf16
     #[arg(long, global = true, value_name = "DTYPE", value_parser = dtype)]
     assume: Option<DType>,
+    /// Where what is said is kept, if another subcommand asks.
+    #[arg(skip)]
+    kept: Option<report::Kept>,
 }
 
 impl Common {
@@ -180,7 +187,7 @@ impl Common {
     }
 
     fn report(&self) -> Report {
-        Report::new(self.json, self.quiet, self.verbose)
+        Report::new(self.json, self.quiet, self.verbose, self.kept.clone())
     }
 }
 
@@ -249,6 +256,21 @@ fn command() -> clap::Command {
         .fold(command, |command, name| command.mut_subcommand(name, |subcommand| subcommand.args(&hidden)))
 }
 
+/// Runs a command line, without the program's name, as if it had been typed, with the threads, the memory and the silence of `common`.
+/// Returns what was said.
+#[cfg(all(feature = "diffusion", feature = "plot"))]
+fn run_typed(words: &[std::ffi::OsString], common: &Common) -> anyhow::Result<report::Said> {
+    let program = std::ffi::OsString::from("ckptmerge");
+    let matches = command().try_get_matches_from(std::iter::once(&program).chain(words))?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    let kept = report::Kept::default();
+    let Common { quiet, threads, memory, io, .. } = *common;
+    cli.common = Common { quiet, threads, memory, io, kept: Some(kept.clone()), ..cli.common };
+    cli.command.run(&cli.common)?;
+    let said = kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(said.clone())
+}
+
 /// Parses the command line, runs it, and reports an error.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -256,6 +278,8 @@ pub fn main() -> ExitCode {
     os::survive_file_size_limits();
     #[cfg(feature = "gpu")]
     os::ask_no_desktop_for_devices();
+    #[cfg(feature = "diffusion")]
+    os::give_candle_no_threads();
     match cli.command.run(&cli.common) {
         Ok(code) => code,
         Err(error) => {
@@ -263,7 +287,7 @@ pub fn main() -> ExitCode {
             match error.downcast_ref::<Error>() {
                 Some(Error::Recipe(_) | Error::Unknown { .. }) => ExitCode::from(2),
                 // As shells report a program that SIGINT ended.
-                Some(Error::Interrupted) => ExitCode::from(130),
+                Some(Error::Interrupted | Error::Paused(_)) => ExitCode::from(130),
                 _ => ExitCode::FAILURE,
             }
         }

@@ -12,25 +12,56 @@ use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use unicode_width::UnicodeWidthStr;
 
 /// Set by Ctrl-C and by the signals that ask a process to end.
 static CANCEL: AtomicBool = AtomicBool::new(false);
+
+/// What a subcommand said, where another one ran it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Said {
+    /// The answer, for people.
+    pub(super) text: String,
+    /// The answer as a document.
+    pub(super) json: Value,
+    /// Warnings and notes.
+    pub(super) remarks: Vec<String>,
+}
+
+/// Where it is kept.
+pub(super) type Kept = Arc<Mutex<Said>>;
 
 /// Where a subcommand says things.
 pub(super) struct Report {
     json: bool,
     quiet: bool,
     verbose: bool,
+    /// What is said is kept here, and nobody hears it.
+    kept: Option<Kept>,
 }
 
 impl Report {
-    pub(super) fn new(json: bool, quiet: bool, verbose: bool) -> Self {
-        Self { json, quiet, verbose }
+    pub(super) fn new(json: bool, quiet: bool, verbose: bool, kept: Option<Kept>) -> Self {
+        Self { json, quiet, verbose, kept }
+    }
+
+    fn kept(&self) -> Option<MutexGuard<'_, Said>> {
+        self.kept.as_ref().map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A part of an answer that is told as the work goes on. A document is told once, at the end.
+    pub(super) fn tell(&self, text: &str) -> anyhow::Result<()> {
+        if self.json || self.quiet { Ok(()) } else { print(text) }
     }
 
     /// The answer: `json` if that was asked for, else `text` unless it should be quiet.
     pub(super) fn answer(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) -> anyhow::Result<()> {
+        if let Some(mut kept) = self.kept() {
+            kept.text += &text();
+            kept.json = json();
+            return Ok(());
+        }
         if self.json {
             print(&in_json(&format!("{:#}\n", json())))
         } else if self.quiet {
@@ -46,6 +77,9 @@ impl Report {
         text: impl FnOnce() -> [String; 3],
         json: impl FnOnce() -> Value,
     ) -> anyhow::Result<()> {
+        if self.kept.is_some() {
+            return self.answer(|| text().concat(), json);
+        }
         if self.json || self.quiet {
             return self.answer(String::new, json);
         }
@@ -63,21 +97,25 @@ impl Report {
 
     /// Something odd that does not stop the run.
     pub(super) fn warn(&self, message: &str) {
-        if !self.quiet {
+        if let Some(mut kept) = self.kept() {
+            kept.remarks.push(message.to_owned());
+        } else if !self.quiet {
             say(&format!("warning: {message}"));
         }
     }
 
     /// What one should know of an output, though nothing is wrong with it.
     pub(super) fn remark(&self, message: &str) {
-        if !self.quiet {
+        if let Some(mut kept) = self.kept() {
+            kept.remarks.push(message.to_owned());
+        } else if !self.quiet {
             say(&format!("note: {message}"));
         }
     }
 
     /// A file that was written beside the answer.
     pub(super) fn wrote(&self, path: &Path) {
-        if !self.quiet {
+        if !self.quiet && self.kept.is_none() {
             say(&format!("wrote {}", path.display()));
         }
     }
@@ -93,17 +131,20 @@ impl Report {
 
     /// Whether the answer goes where colours can be seen.
     pub(super) fn has_colour(&self) -> bool {
-        io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        self.kept.is_none()
+            && io::stdout().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
     }
 
     /// How many columns the answer has room for.
     pub(super) fn width(&self) -> usize {
-        os::terminal_width().unwrap_or(100)
+        let of_terminal = if self.kept.is_some() { None } else { os::terminal_width() };
+        of_terminal.unwrap_or(100)
     }
 
     /// Something that only the curious want to know.
     pub(super) fn note(&self, message: impl FnOnce() -> String) {
-        if self.verbose {
+        if self.verbose && self.kept.is_none() {
             say(&message());
         }
     }

@@ -71,7 +71,10 @@ impl StagedFolder {
     }
 
     /// The place of a file in the unfinished folder, with its own folder made.
-    fn path(&self, relative: &Path) -> Result<PathBuf> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn path(&self, relative: &Path) -> Result<PathBuf> {
         let path = self.temp.join(relative);
         let folder = parent(&path);
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;

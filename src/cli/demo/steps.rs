@@ -1,0 +1,243 @@
+//! The steps of the demo, each of which runs commands and says what came of them.
+
+use super::story::{Command, Story, Table};
+use crate::cli::report::{grouped, significant};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// A step of the story.
+pub(super) struct Step {
+    /// What its part of the numbers is called.
+    pub(super) name: &'static str,
+    /// Stands above it.
+    pub(super) title: &'static str,
+    /// Tells it.
+    pub(super) tell: fn(&mut Story<'_>) -> anyhow::Result<()>,
+}
+
+/// All steps, in their order.
+pub(super) const STEPS: &[Step] = &[
+    Step { name: "models", title: "A base, and copies tuned on timesteps of their own", tell: models },
+    Step { name: "similarity", title: "How alike the copies' changes are", tell: similarity },
+    Step { name: "changes", title: "Where the copies changed", tell: changes },
+    Step { name: "merge", title: "One model of all copies", tell: merge },
+    Step { name: "samples", title: "Images", tell: samples },
+    Step { name: "distance", title: "How far the images are from real ones", tell: distance },
+];
+
+/// Images of a picture of several, and how large a pixel of theirs is drawn.
+const SHOWN: u32 = 64;
+const ZOOM: u32 = 4;
+/// What the folder of a merged model is called.
+fn merged(weights: &str) -> String {
+    format!("merged-{weights}")
+}
+
+/// What is sampled from.
+struct Subject {
+    name: String,
+    about: String,
+    command: Command,
+}
+
+fn subjects(story: &Story<'_>) -> anyhow::Result<Vec<Subject>> {
+    let models = story.models;
+    let of = |name: &str, about: String, path: &PathBuf| Subject {
+        name: name.to_owned(),
+        about,
+        command: Command::new("sample").path(path),
+    };
+    let mut subjects = vec![of("base", "what all copies began as".to_owned(), &models.base)];
+    if let Some(control) = &models.control {
+        subjects.push(of("control", "the base, trained on with all timesteps".to_owned(), control));
+    }
+    for (index, expert) in models.experts.iter().enumerate() {
+        let (from, to) = models.range(index);
+        subjects.push(of(&format!("range-{index}"), format!("the copy for timesteps {from} to {}", to - 1), expert));
+    }
+    let experts = Command::new("sample").paths(&models.experts);
+    let about = "each copy at its own timesteps".to_owned();
+    subjects.push(Subject { name: "ensemble".to_owned(), about, command: experts.word("--ensemble") });
+    for (name, weights) in &models.merges {
+        let command = story.with_output(Command::new("sample"), &merged(name))?;
+        let about = format!("the merge by {}", list(weights));
+        subjects.push(Subject { name: merged(name), about, command });
+    }
+    Ok(subjects)
+}
+
+/// Weights as the command line takes them.
+fn list(weights: &[f64]) -> String {
+    weights.iter().map(f64::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// The numbers of a list in a document.
+fn numbers(list: &Value) -> Vec<f64> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
+}
+
+/// The smallest and the largest.
+fn ends(numbers: &[f64]) -> (f64, f64) {
+    numbers.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &n| (low.min(n), high.max(n)))
+}
+
+fn models(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let models = story.models;
+    let parameters = |document: &Value| -> u64 {
+        let dtypes = document["dtypes"].as_object().into_iter().flatten();
+        dtypes.filter_map(|(_, dtype)| dtype["elements"].as_u64()).sum()
+    };
+    let base = story.run(&Command::new("inspect").path(&models.base))?.json;
+    let of_base = parameters(&base);
+    let tensors = base["tensor_count"].as_u64().unwrap_or_default();
+    story.say(format!(
+        "The base makes images of digits: {} parameters in {} tensors.",
+        grouped(of_base),
+        grouped(tensors)
+    ))?;
+    let mut of_experts = 0;
+    for expert in &models.experts {
+        of_experts = parameters(&story.run(&Command::new("inspect").path(expert))?.json);
+    }
+    let ranges: Vec<String> = (0..models.experts.len())
+        .map(|index| {
+            let (from, to) = models.range(index);
+            format!("range-{index} on {from} to {}", to - 1)
+        })
+        .collect();
+    story.say(format!(
+        "{} copies of it were tuned, each mostly on its own share of the {} timesteps: {}.",
+        ranges.len(),
+        grouped(models.timesteps),
+        ranges.join(", ")
+    ))?;
+    if let Some(more) = of_experts.checked_sub(of_base).filter(|more| *more > 0) {
+        let projections = "channel-wise projections behind its blocks, which began as the identity";
+        story.say(format!("A copy has {} parameters more: {projections}.", grouped(more)))?;
+    }
+    story.number("parameters", json!({"base": of_base, "copy": of_experts}));
+    Ok(())
+}
+
+/// A command of a base and its copies that draws a picture, light and dark.
+fn drawn(story: &mut Story<'_>, command: &str, caption: &str) -> anyhow::Result<Value> {
+    let models = story.models;
+    let of_models = Command::new(command).path(&models.base).paths(&models.experts);
+    let [light, dark] = ["", "-dark"].map(|theme| format!("pictures/{command}{theme}.svg"));
+    let line = story.with_output(of_models.clone().word("--plot"), &light)?;
+    let said = story.run(&line)?;
+    let line = story.with_output(of_models.words("--theme dark --plot"), &dark)?;
+    story.run_unseen(&line)?;
+    story.picture(&light, Some(&dark), caption);
+    Ok(said.json)
+}
+
+fn similarity(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let caption = "The cosine of the angle between every two changes: 1 is the same direction, 0 is independent.";
+    let found = drawn(story, "similarity", caption)?;
+    let total = &found["total"];
+    let (least, most) = ends(&numbers(&total["relative_norm"]));
+    story.say(format!(
+        "The copies went {:.2} % to {:.2} % of the base's length away from it.",
+        100.0 * least,
+        100.0 * most
+    ))?;
+    let rows = total["cosine"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let off = |(i, row): (usize, &Value)| numbers(row).into_iter().skip(i + 1).collect::<Vec<_>>();
+    let cosines: Vec<f64> = rows.iter().enumerate().flat_map(off).collect();
+    if !cosines.is_empty() {
+        let (least, most) = ends(&cosines);
+        let text = format!("The cosines between their changes are {least:.3} to {most:.3}.");
+        story.say(text.replace('-', "−"))?;
+    }
+    story.number("cosine", total["cosine"].clone());
+    story.number("relative_norm", total["relative_norm"].clone());
+    Ok(())
+}
+
+fn changes(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let caption = "How the elements of each copy's change are spread, layer by layer: quartiles, median and tails.";
+    let found = drawn(story, "stats", caption)?;
+    let models = found["total"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let spread: Vec<f64> = models.iter().filter_map(|model| model["std"].as_f64()).collect();
+    let of_each = spread.iter().enumerate().map(|(index, std)| format!("{} (range-{index})", significant(*std, 3)));
+    let of_each: Vec<String> = of_each.collect();
+    story.say(format!("The standard deviation of an element's change is {}.", of_each.join(", ")))?;
+    story.number("std", spread);
+    Ok(())
+}
+
+fn merge(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let models = story.models;
+    for (name, weights) in &models.merges {
+        let command = Command::new("merge").paths(&models.experts).word("--base").path(&models.base);
+        let command = story.with_output(command.word("--weights").word(list(weights)).word("-o"), &merged(name))?;
+        let said = story.run(&command)?.json;
+        let formulas = said["formulas"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for formula in formulas.iter().filter_map(|formula| formula["formula"].as_str()) {
+            story.say(format!("{}: every element is {formula}.", merged(name)))?;
+        }
+        story.number(&merged(name), weights.clone());
+    }
+    story.say("A merged model costs what one of its copies does.")?;
+    Ok(())
+}
+
+fn samples(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let (images, steps, seed) = (story.demo.images, story.demo.steps, story.demo.seed);
+    story.say(format!(
+        "{} images of each model. Image i of every one begins with the same noise: what differs is the model.",
+        grouped(images.into())
+    ))?;
+    let mut seconds = 0.0;
+    for Subject { name, about, command } in subjects(story)? {
+        let how = |command: Command, count: u32| {
+            let command = command.word("-n").word(count).word("--steps").word(steps);
+            if seed == 0 { command } else { command.word("--seed").word(seed) }
+        };
+        let line = story.with_output(how(command.clone(), images).word("-o"), &format!("samples/{name}.npz"))?;
+        seconds += story.run(&line)?.json["seconds"].as_f64().unwrap_or_default();
+        let picture = format!("pictures/{name}.png");
+        let line = how(command, SHOWN.min(images)).word("--zoom").word(ZOOM).word("-o");
+        let line = story.with_output(line, &picture)?;
+        seconds += story.run(&line)?.json["seconds"].as_f64().unwrap_or_default();
+        story.picture(&picture, None, format!("{name}: {about}"));
+    }
+    story.say(format!("They took {seconds:.0} s."))?;
+    story.number("seconds", seconds);
+    Ok(())
+}
+
+fn distance(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let reference = &story.models.reference;
+    let mut found = Vec::new();
+    for Subject { name, about, .. } in subjects(story)? {
+        let line = Command::new("fid").path(reference);
+        let line = story.with_output(line, &format!("samples/{name}.npz"))?.words("--features digits");
+        let value = story.run(&line)?.json["value"].as_f64().unwrap_or(f64::NAN);
+        found.push((name, about, value));
+    }
+    let most = found.iter().map(|(_, _, value)| *value).fold(0.0, f64::max);
+    let rows = found.iter().map(|(name, about, value)| {
+        let bar = if most > 0.0 { value / most } else { 0.0 };
+        (vec![format!("{name}: {about}"), significant(*value, 4)], bar)
+    });
+    story.table(Table { headings: vec!["model".to_owned(), "FD".to_owned()], rows: rows.collect() })?;
+    let base = found.iter().find(|(name, ..)| name == "base").map_or(f64::NAN, |(_, _, value)| *value);
+    for (name, _, value) in
+        found.iter().filter(|(name, ..)| story.models.merges.iter().any(|(of, _)| merged(of) == *name))
+    {
+        let nearer = if *value < base { "nearer to real digits than" } else { "farther from real digits than" };
+        let percent = 100.0 * (value - base).abs() / base;
+        story.say(format!("The images of {name} are {nearer} the base's, by {percent:.1} % of its distance."))?;
+    }
+    let why = "FD is the Fréchet distance of features of a small classifier of digits, not FID.";
+    let images = grouped(story.demo.images.into());
+    story.say(format!(
+        "{why} Of {images} images it is too large, and with another seed it is another: as all begin with the same noise, it tells these models apart, and compares with nothing else."
+    ))?;
+    for (name, _, value) in found {
+        story.number(&name, value);
+    }
+    Ok(())
+}
