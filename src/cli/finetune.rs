@@ -248,7 +248,7 @@ impl Run for Finetune {
         let total = copies.len() as u64 * self.course.steps;
         let threads = common.settings().threads();
         let trained = report
-            .watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control))
+            .watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control, &report))
             .map_err(|error| match error {
                 Error::Interrupted => Error::Paused(format!("the same command with --resume goes on from {STATE}")),
                 error => error,
@@ -407,6 +407,7 @@ impl Finetune {
         shared: &Shared<'_>,
         threads: usize,
         control: Control<'_>,
+        report: &Report,
     ) -> Result<Vec<Trained>, Error> {
         let jobs = copies.len().min(threads).max(1);
         let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -415,7 +416,7 @@ impl Finetune {
             let threads = NonZeroUsize::new(threads / jobs + usize::from(job < threads % jobs));
             let pool = crate::stream::Settings { threads, ..Default::default() }.pool()?;
             while let Some(copy) = copies.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let trained = pool.install(|| self.one(copy, shared, control)).inspect_err(|_| {
+                let trained = pool.install(|| self.one(copy, shared, control, report)).inspect_err(|_| {
                     // No further copy is begun.
                     next.store(copies.len(), Ordering::Relaxed);
                 })?;
@@ -438,7 +439,7 @@ impl Finetune {
     }
 
     /// Trains a copy and writes its folder.
-    fn one(&self, copy: &Copy, shared: &Shared<'_>, control: Control<'_>) -> Result<Trained, Error> {
+    fn one(&self, copy: &Copy, shared: &Shared<'_>, control: Control<'_>, report: &Report) -> Result<Trained, Error> {
         let network = Network::new(&shared.config, &shared.source, self.channel_projection)?;
         let mut trainer = Trainer::new(network, shared.base.clone(), shared.noising.clone(), shared.method)?;
         let settings = self.settings(copy, shared);
@@ -466,6 +467,10 @@ impl Finetune {
             save_every: self.course.save_every,
         };
         train::train(&mut trainer, &mut rows, &training, control, |trainer, rows| {
+            report.note(|| {
+                let (steps, loss) = (count(trainer.steps(), "step"), significant(last_loss(rows), 4));
+                format!("{}: {steps} of {}, loss {loss}", folder.display(), self.course.steps)
+            });
             train::save(&state, trainer, rows, &settings)
         })?;
         let metadata = [("format", "pt".to_owned()), ("ckptmerge_training", settings.to_string())];
@@ -515,18 +520,17 @@ fn write_picture(path: &Path, rows: &[Row], range: &Range<usize>) -> Result<(), 
     write_small(path, render(&lines, ImageKind::Svg, Theme::Light)?)
 }
 
-impl Trained {
-    /// The mean loss of the last hundredth of the steps.
-    fn loss(&self) -> f64 {
-        let last = (self.rows.len() / 100).max(1);
-        let rows = self.rows.iter().rev().take(last);
-        rows.map(|row| row.losses.total).sum::<f64>() / last as f64
-    }
+/// The mean loss of the last hundredth of the steps.
+fn last_loss(rows: &[Row]) -> f64 {
+    let last = (rows.len() / 100).max(1);
+    rows.iter().rev().take(last).map(|row| row.losses.total).sum::<f64>() / last as f64
+}
 
+impl Trained {
     fn text(&self) -> String {
         let Range { start, end } = self.range;
         let (folder, steps) = (self.folder.display(), count(self.steps, "step"));
-        let (parameters, loss) = (count(self.parameters as u64, "parameter"), significant(self.loss(), 4));
+        let (parameters, loss) = (count(self.parameters as u64, "parameter"), significant(last_loss(&self.rows), 4));
         format!("{folder}: timesteps {start}..{end}, {steps}, {parameters}, loss {loss} in the end\n")
     }
 
@@ -536,7 +540,7 @@ impl Trained {
             "timesteps": [self.range.start, self.range.end],
             "steps": self.steps,
             "parameters": self.parameters,
-            "loss": self.loss(),
+            "loss": last_loss(&self.rows),
         })
     }
 }
