@@ -196,8 +196,20 @@ const LOG: &str = "log.csv";
 const PICTURE: &str = "log.svg";
 const STATE: &str = "training-state.safetensors";
 
+/// What copies begin as.
+struct Begin {
+    fingerprint: Option<String>,
+    source: Source,
+    config: Config,
+    scheduler: SchedulerConfig,
+    /// What they stay consistent with.
+    base: Option<Arc<UNet2D>>,
+}
+
 /// What the copies have in common.
 struct Shared<'a> {
+    /// What the model is known by that copies begin as.
+    fingerprint: Option<String>,
     source: Source,
     config: Config,
     scheduler: SchedulerConfig,
@@ -227,7 +239,7 @@ impl Run for Finetune {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
         let set = self.data.open(common)?;
-        let (source, config, scheduler, base) = self.base(common, &report)?;
+        let Begin { fingerprint, source, config, scheduler, base } = self.begin(common, &report)?;
         let noising = Noising::new(&scheduler)?;
         let size = self.size.or(config.sample_size).ok_or_else(|| {
             Error::Recipe("the network's configuration does not say how large its images are: give --size".to_owned())
@@ -242,8 +254,17 @@ impl Run for Finetune {
         let data = Data::new(set, config.in_channels, size, self.crop, self.flip);
         let copies = self.copies(noising.timesteps())?;
         copies.iter().try_for_each(|copy| self.check_folder(&copy.folder))?;
-        let shared =
-            Shared { source, config, scheduler, noising, base, method: self.method()?, data: &data, rate: self.rate() };
+        let shared = Shared {
+            fingerprint,
+            source,
+            config,
+            scheduler,
+            noising,
+            base,
+            method: self.method()?,
+            data: &data,
+            rate: self.rate(),
+        };
         let started = std::time::Instant::now();
         let total = copies.len() as u64 * self.course.steps;
         let threads = common.settings().threads();
@@ -265,21 +286,19 @@ impl Run for Finetune {
 
 impl Finetune {
     /// Where weights begin, the configurations, and what copies stay consistent with.
-    fn base(
-        &self,
-        common: &Common,
-        report: &Report,
-    ) -> anyhow::Result<(Source, Config, SchedulerConfig, Option<Arc<UNet2D>>)> {
+    fn begin(&self, common: &Common, report: &Report) -> anyhow::Result<Begin> {
         let scheduler = self.scheduler_config.as_deref().map(SchedulerConfig::read).transpose()?;
         if let Some(config) = &self.from_scratch {
             let config = named_config(config)?;
-            return Ok((Source::Seed(self.seed), config, scheduler.unwrap_or_else(SchedulerConfig::ddpm), None));
+            let scheduler = scheduler.unwrap_or_else(SchedulerConfig::ddpm);
+            return Ok(Begin { fingerprint: None, source: Source::Seed(self.seed), config, scheduler, base: None });
         }
         let path = self.base.as_deref().ok_or_else(|| Error::Recipe("there is no model to train".to_owned()))?;
         without_adapters(path)?;
         let checkpoint = Checkpoint::open_with(path, &common.open())?;
         common.check_selected([&checkpoint])?;
         report.about(&checkpoint);
+        let fingerprint = Some(checkpoint.fingerprint()?);
         let model = Ddpm::open(checkpoint, self.config.as_deref().map(named_config).transpose()?)?;
         let scheduler = match scheduler.or_else(|| model.scheduler().cloned()) {
             Some(scheduler) => scheduler,
@@ -292,7 +311,7 @@ impl Finetune {
         };
         let base = if self.consistency() > 0.0 { Some(Arc::new(model.unet(&Device::Cpu)?)) } else { None };
         let config = model.config().clone();
-        Ok((Source::Checkpoint(model.into_weights()), config, scheduler, base))
+        Ok(Begin { fingerprint, source: Source::Checkpoint(model.into_weights()), config, scheduler, base })
     }
 
     fn consistency(&self) -> f64 {
@@ -372,7 +391,7 @@ impl Finetune {
         json!({
             "accumulate": course.accumulate,
             "antithetic": antithetic,
-            "base": self.base.as_ref().map(|base| base.display().to_string()),
+            "base": shared.fingerprint,
             "batch": course.batch,
             "betas": optimizer.betas,
             "channel-projection": self.channel_projection,
