@@ -104,6 +104,9 @@ pub enum Error {
     /// The user asked to stop.
     #[error("interrupted; nothing was written")]
     Interrupted,
+    /// The user asked to stop what can be gone on with; the message says how.
+    #[error("interrupted; {0}")]
+    Paused(String),
 }
 
 #[cfg(feature = "diffusion")]

@@ -122,6 +122,17 @@ pub(crate) fn ask_no_desktop_for_devices() {
     }
 }
 
+/// Keeps candle from threads of its own beside our pools: they wait in loops for one another, whatever `--threads` says, and one
+/// training of several at a time holds up all others.
+#[cfg(all(feature = "cli", feature = "diffusion"))]
+pub(crate) fn give_candle_no_threads() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: only the binary does it, before it starts threads, so that nobody reads the environment meanwhile.
+        unsafe { std::env::set_var(THREADS, "1") };
+    }
+}
+
 /// Runs `install`, which may set handlers for the signals that ask a process to end, and takes them back for those that
 /// were ignored before: `nohup` and background shells mean it.
 #[cfg(feature = "cli")]

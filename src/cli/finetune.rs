@@ -196,8 +196,20 @@ const LOG: &str = "log.csv";
 const PICTURE: &str = "log.svg";
 const STATE: &str = "training-state.safetensors";
 
+/// What copies begin as.
+struct Begin {
+    fingerprint: Option<String>,
+    source: Source,
+    config: Config,
+    scheduler: SchedulerConfig,
+    /// What they stay consistent with.
+    base: Option<Arc<UNet2D>>,
+}
+
 /// What the copies have in common.
 struct Shared<'a> {
+    /// What the model is known by that copies begin as.
+    fingerprint: Option<String>,
     source: Source,
     config: Config,
     scheduler: SchedulerConfig,
@@ -227,7 +239,7 @@ impl Run for Finetune {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
         let set = self.data.open(common)?;
-        let (source, config, scheduler, base) = self.base(common, &report)?;
+        let Begin { fingerprint, source, config, scheduler, base } = self.begin(common, &report)?;
         let noising = Noising::new(&scheduler)?;
         let size = self.size.or(config.sample_size).ok_or_else(|| {
             Error::Recipe("the network's configuration does not say how large its images are: give --size".to_owned())
@@ -242,12 +254,26 @@ impl Run for Finetune {
         let data = Data::new(set, config.in_channels, size, self.crop, self.flip);
         let copies = self.copies(noising.timesteps())?;
         copies.iter().try_for_each(|copy| self.check_folder(&copy.folder))?;
-        let shared =
-            Shared { source, config, scheduler, noising, base, method: self.method()?, data: &data, rate: self.rate() };
+        let shared = Shared {
+            fingerprint,
+            source,
+            config,
+            scheduler,
+            noising,
+            base,
+            method: self.method()?,
+            data: &data,
+            rate: self.rate(),
+        };
         let started = std::time::Instant::now();
         let total = copies.len() as u64 * self.course.steps;
         let threads = common.settings().threads();
-        let trained = report.watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control))?;
+        let trained = report
+            .watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control, &report))
+            .map_err(|error| match error {
+                Error::Interrupted => Error::Paused(format!("the same command with --resume goes on from {STATE}")),
+                error => error,
+            })?;
         let seconds = started.elapsed().as_secs_f64();
         let text = || {
             trained.iter().map(Trained::text).collect::<String>() + &format!("{} s in all\n", significant(seconds, 3))
@@ -260,21 +286,19 @@ impl Run for Finetune {
 
 impl Finetune {
     /// Where weights begin, the configurations, and what copies stay consistent with.
-    fn base(
-        &self,
-        common: &Common,
-        report: &Report,
-    ) -> anyhow::Result<(Source, Config, SchedulerConfig, Option<Arc<UNet2D>>)> {
+    fn begin(&self, common: &Common, report: &Report) -> anyhow::Result<Begin> {
         let scheduler = self.scheduler_config.as_deref().map(SchedulerConfig::read).transpose()?;
         if let Some(config) = &self.from_scratch {
             let config = named_config(config)?;
-            return Ok((Source::Seed(self.seed), config, scheduler.unwrap_or_else(SchedulerConfig::ddpm), None));
+            let scheduler = scheduler.unwrap_or_else(SchedulerConfig::ddpm);
+            return Ok(Begin { fingerprint: None, source: Source::Seed(self.seed), config, scheduler, base: None });
         }
         let path = self.base.as_deref().ok_or_else(|| Error::Recipe("there is no model to train".to_owned()))?;
         without_adapters(path)?;
         let checkpoint = Checkpoint::open_with(path, &common.open())?;
         common.check_selected([&checkpoint])?;
         report.about(&checkpoint);
+        let fingerprint = Some(checkpoint.fingerprint()?);
         let model = Ddpm::open(checkpoint, self.config.as_deref().map(named_config).transpose()?)?;
         let scheduler = match scheduler.or_else(|| model.scheduler().cloned()) {
             Some(scheduler) => scheduler,
@@ -287,7 +311,7 @@ impl Finetune {
         };
         let base = if self.consistency() > 0.0 { Some(Arc::new(model.unet(&Device::Cpu)?)) } else { None };
         let config = model.config().clone();
-        Ok((Source::Checkpoint(model.into_weights()), config, scheduler, base))
+        Ok(Begin { fingerprint, source: Source::Checkpoint(model.into_weights()), config, scheduler, base })
     }
 
     fn consistency(&self) -> f64 {
@@ -367,7 +391,7 @@ impl Finetune {
         json!({
             "accumulate": course.accumulate,
             "antithetic": antithetic,
-            "base": self.base.as_ref().map(|base| base.display().to_string()),
+            "base": shared.fingerprint,
             "batch": course.batch,
             "betas": optimizer.betas,
             "channel-projection": self.channel_projection,
@@ -402,6 +426,7 @@ impl Finetune {
         shared: &Shared<'_>,
         threads: usize,
         control: Control<'_>,
+        report: &Report,
     ) -> Result<Vec<Trained>, Error> {
         let jobs = copies.len().min(threads).max(1);
         let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
@@ -410,7 +435,7 @@ impl Finetune {
             let threads = NonZeroUsize::new(threads / jobs + usize::from(job < threads % jobs));
             let pool = crate::stream::Settings { threads, ..Default::default() }.pool()?;
             while let Some(copy) = copies.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let trained = pool.install(|| self.one(copy, shared, control)).inspect_err(|_| {
+                let trained = pool.install(|| self.one(copy, shared, control, report)).inspect_err(|_| {
                     // No further copy is begun.
                     next.store(copies.len(), Ordering::Relaxed);
                 })?;
@@ -433,7 +458,7 @@ impl Finetune {
     }
 
     /// Trains a copy and writes its folder.
-    fn one(&self, copy: &Copy, shared: &Shared<'_>, control: Control<'_>) -> Result<Trained, Error> {
+    fn one(&self, copy: &Copy, shared: &Shared<'_>, control: Control<'_>, report: &Report) -> Result<Trained, Error> {
         let network = Network::new(&shared.config, &shared.source, self.channel_projection)?;
         let mut trainer = Trainer::new(network, shared.base.clone(), shared.noising.clone(), shared.method)?;
         let settings = self.settings(copy, shared);
@@ -461,6 +486,10 @@ impl Finetune {
             save_every: self.course.save_every,
         };
         train::train(&mut trainer, &mut rows, &training, control, |trainer, rows| {
+            report.note(|| {
+                let (steps, loss) = (count(trainer.steps(), "step"), significant(last_loss(rows), 4));
+                format!("{}: {steps} of {}, loss {loss}", folder.display(), self.course.steps)
+            });
             train::save(&state, trainer, rows, &settings)
         })?;
         let metadata = [("format", "pt".to_owned()), ("ckptmerge_training", settings.to_string())];
@@ -510,18 +539,17 @@ fn write_picture(path: &Path, rows: &[Row], range: &Range<usize>) -> Result<(), 
     write_small(path, render(&lines, ImageKind::Svg, Theme::Light)?)
 }
 
-impl Trained {
-    /// The mean loss of the last hundredth of the steps.
-    fn loss(&self) -> f64 {
-        let last = (self.rows.len() / 100).max(1);
-        let rows = self.rows.iter().rev().take(last);
-        rows.map(|row| row.losses.total).sum::<f64>() / last as f64
-    }
+/// The mean loss of the last hundredth of the steps.
+fn last_loss(rows: &[Row]) -> f64 {
+    let last = (rows.len() / 100).max(1);
+    rows.iter().rev().take(last).map(|row| row.losses.total).sum::<f64>() / last as f64
+}
 
+impl Trained {
     fn text(&self) -> String {
         let Range { start, end } = self.range;
         let (folder, steps) = (self.folder.display(), count(self.steps, "step"));
-        let (parameters, loss) = (count(self.parameters as u64, "parameter"), significant(self.loss(), 4));
+        let (parameters, loss) = (count(self.parameters as u64, "parameter"), significant(last_loss(&self.rows), 4));
         format!("{folder}: timesteps {start}..{end}, {steps}, {parameters}, loss {loss} in the end\n")
     }
 
@@ -531,7 +559,7 @@ impl Trained {
             "timesteps": [self.range.start, self.range.end],
             "steps": self.steps,
             "parameters": self.parameters,
-            "loss": self.loss(),
+            "loss": last_loss(&self.rows),
         })
     }
 }

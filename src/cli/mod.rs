@@ -278,6 +278,8 @@ pub fn main() -> ExitCode {
     os::survive_file_size_limits();
     #[cfg(feature = "gpu")]
     os::ask_no_desktop_for_devices();
+    #[cfg(feature = "diffusion")]
+    os::give_candle_no_threads();
     match cli.command.run(&cli.common) {
         Ok(code) => code,
         Err(error) => {
@@ -285,7 +287,7 @@ pub fn main() -> ExitCode {
             match error.downcast_ref::<Error>() {
                 Some(Error::Recipe(_) | Error::Unknown { .. }) => ExitCode::from(2),
                 // As shells report a program that SIGINT ended.
-                Some(Error::Interrupted) => ExitCode::from(130),
+                Some(Error::Interrupted | Error::Paused(_)) => ExitCode::from(130),
                 _ => ExitCode::FAILURE,
             }
         }

@@ -4,7 +4,7 @@
 use super::gradients::{Beside, GradientOptions};
 #[cfg(feature = "plot")]
 use super::picture::Picture;
-use super::report::{Report, check_beside, count, csv, grouped, significant, table};
+use super::report::{check_beside, count, csv, grouped, significant, table};
 use super::tuned::{Tuned, names, without_what_all_share};
 use super::{Common, Run, named};
 use crate::analysis::{self, By, Products, Similarity as Found};
@@ -104,7 +104,7 @@ impl Run for Similarity {
 #[cfg(feature = "diffusion")]
 impl Similarity {
     /// Of one model's gradients.
-    fn of_gradients(&self, common: &Common, report: &Report) -> anyhow::Result<()> {
+    fn of_gradients(&self, common: &Common, report: &super::report::Report) -> anyhow::Result<()> {
         let (model, selection) = self.models.alone("--gradients")?;
         if self.by != By::Model {
             let message =

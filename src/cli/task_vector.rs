@@ -84,6 +84,9 @@ impl Run for TaskVector {
         models.warnings().for_each(|warning| report.warn(warning));
         models.remarks().for_each(|remark| report.remark(remark));
         if let Some(rank) = self.rank {
+            if models.remarks().next().is_some() {
+                report.warn("a LoRA changes what there is: the one of these projections fits models that have them only; --exclude adapter_list leaves them out");
+            }
             return self.low_rank(common, &difference, &models, rank);
         }
         let mut settings = common.settings();

@@ -178,6 +178,8 @@ fn identities_stand_for_projections_that_a_model_lacks() -> Outcome {
         assert_eq!(found["parts"], expected["parts"], "{command}");
         assert_eq!(found["models"], expected["models"], "{command}");
     }
+    let lora = run(folder.path(), "task-vector base.st a.st --rank 2 -o lora/").ok();
+    assert!(lora.stderr.contains("fits models that have them only"), "{}", lora.stderr);
     // A recipe in mergekit's grammar.
     let recipe = "merge_method: task_arithmetic\nbase_model: base.st\nmodels:\n- model: a.st\n  parameters: {weight: 0.25}\n- model: b.st\n  parameters: {weight: 0.5}\n";
     std::fs::write(folder.path().join("recipe.yaml"), recipe)?;
