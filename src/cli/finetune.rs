@@ -493,9 +493,9 @@ impl Finetune {
             train::save(&state, trainer, rows, &settings)
         })?;
         let metadata = [("format", "pt".to_owned()), ("ckptmerge_training", settings.to_string())];
-        write_small(&folder.join(CONFIG), &format!("{:#}\n", shared.config.to_json()))?;
-        write_small(&folder.join(SCHEDULER), &format!("{:#}\n", shared.scheduler.to_json()))?;
-        write_small(&folder.join(LOG), &Row::csv(&rows))?;
+        write_small(&folder.join(CONFIG), format!("{:#}\n", shared.config.to_json()))?;
+        write_small(&folder.join(SCHEDULER), format!("{:#}\n", shared.scheduler.to_json()))?;
+        write_small(&folder.join(LOG), Row::csv(&rows))?;
         #[cfg(feature = "plot")]
         write_picture(&folder.join(PICTURE), &rows, &copy.timesteps.own)?;
         train::write_model(&folder.join(MODEL), &trainer, &metadata)?;
