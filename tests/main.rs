@@ -3,7 +3,7 @@
 mod blocks;
 mod cli;
 mod convert;
-#[cfg(feature = "diffusion")]
+#[cfg(all(feature = "diffusion", feature = "plot"))]
 mod demo;
 mod diffusion;
 mod dtype;

@@ -51,6 +51,7 @@ impl Report {
     }
 
     /// A part of an answer that is told as the work goes on. A document is told once, at the end.
+    #[cfg(all(feature = "diffusion", feature = "plot"))]
     pub(super) fn tell(&self, text: &str) -> anyhow::Result<()> {
         if self.json || self.quiet { Ok(()) } else { print(text) }
     }
