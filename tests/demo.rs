@@ -29,7 +29,7 @@ fn models(folder: &Path) -> Outcome {
         candle_core::safetensors::save(&tensors, own.join("diffusion_pytorch_model.safetensors"))?;
     }
     std::fs::write(folder.join("weights.json"), json!({"equal": [0.5, 0.5], "other": [0.25, -0.5]}).to_string())?;
-    let (images, reference) = (fixture("digits-ddpm/digits.npy"), folder.join("reference.npz"));
+    let (images, reference) = (fixture("digits/images.npy"), folder.join("reference.npz"));
     std::fs::copy(&images, folder.join("images.npy"))?;
     let saved =
         binary().arg("fid").arg(&images).args(["--features", "digits", "--save-stats"]).arg(reference).output()?;
@@ -205,5 +205,29 @@ fn models_that_are_not_whole_are_told() -> Outcome {
     std::fs::write(whole.join("range-1/config.json"), "{")?;
     demo().fails(1, &["range-1/config.json", "is not JSON"]);
     assert_eq!(names_in(folder.path()), ["models"], "a demo that failed leaves something behind");
+    Ok(())
+}
+
+/// The models that are shipped, found without being named, by the command that the README begins with.
+#[test]
+fn the_demo_runs_on_the_models_that_are_shipped() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    std::os::unix::fs::symlink(fixture(""), folder.path().join("fixtures"))?;
+    let weights: Value = serde_json::from_slice(&std::fs::read(fixture("digits/weights.json"))?)?;
+    let told = run(folder.path(), "demo --images 2 --steps 2 --json").ok().json();
+    assert!(told["models"].as_str().is_some_and(|models| models.ends_with("fixtures/digits")));
+    let samples = names_in(&folder.path().join("ckptmerge-demo/samples"));
+    let models = ["base", "control", "ensemble", "range-0", "range-1", "range-2", "range-3"].map(str::to_owned);
+    let merges = weights.as_object().ok_or("no weights")?.keys().map(|name| format!("merged-{name}"));
+    let mut expected: Vec<String> = models.into_iter().chain(merges).map(|name| format!("{name}.npz")).collect();
+    expected.sort();
+    assert_eq!(samples, expected);
+    let bytes: u64 = ["base", "control", "range-0", "range-1", "range-2", "range-3"]
+        .iter()
+        .map(
+            |name| Ok(std::fs::metadata(fixture(&format!("digits/{name}/diffusion_pytorch_model.safetensors")))?.len()),
+        )
+        .sum::<std::io::Result<u64>>()?;
+    assert!(bytes <= 12_000_000, "{bytes}");
     Ok(())
 }

@@ -28,7 +28,7 @@ fn with_base() -> Outcome<TempDir> {
 }
 
 fn data() -> String {
-    format!("--data {}", root().join("fixtures/digits-ddpm/digits.npy").display())
+    format!("--data {}", root().join("fixtures/digits/images.npy").display())
 }
 
 const MODEL: &str = "diffusion_pytorch_model.safetensors";

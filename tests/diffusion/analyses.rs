@@ -144,7 +144,7 @@ fn digits(folder: &Path) -> Outcome<String> {
     std::fs::copy(model.join("scheduler/scheduler_config.json"), folder.join("tuned/scheduler_config.json"))?;
     save(&tuned(&weights, &channels(&config)?, "digits")?, &folder.join("tuned/diffusion_pytorch_model.safetensors"))?;
     std::os::unix::fs::symlink(&model, folder.join("base"))?;
-    std::fs::copy(fixture("digits-ddpm/digits.npy"), folder.join("digits.npy"))?;
+    std::fs::copy(fixture("digits/images.npy"), folder.join("digits.npy"))?;
     Ok("--data digits.npy".to_owned())
 }
 

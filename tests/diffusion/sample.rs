@@ -117,7 +117,7 @@ fn images_are_judged_without_touching_the_disk() -> Outcome {
     let features = |batch: Vec<Image>, origin: &str| {
         eval::features(extractor.as_ref(), std::iter::once(Ok(batch)), origin, Control::none())
     };
-    let digits = Checkpoint::open(fixture.join("digits.npy"))?;
+    let digits = Checkpoint::open(root().join("fixtures/digits/images.npy"))?;
     let name = Set::array_in(&digits)?.ok_or("no array")?.to_owned();
     let digits = Set::of_array(digits, &name)?;
     let real = digits.batches(2000).next().ok_or("no digits")??;
@@ -128,7 +128,8 @@ fn images_are_judged_without_touching_the_disk() -> Outcome {
     let path = fixture.display();
     run(folder.path(), &format!("sample {path}/model -n 70 --scheduler dpm++ --steps 5 --seed 2 --batch 9 -o a.npz"))
         .ok();
-    let found = run(folder.path(), &format!("fid {path}/digits.npy a.npz --features digits --json")).ok().json();
+    let found =
+        run(folder.path(), &format!("fid {path}/../digits/images.npy a.npz --features digits --json")).ok().json();
     let of_files = found["value"].as_f64().ok_or("no distance")?;
     assert!((distance - of_files).abs() <= 1e-9 * distance, "{distance} in memory, {of_files} of files");
     Ok(())
