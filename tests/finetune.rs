@@ -46,6 +46,13 @@ fn a_training_that_goes_on_ends_at_the_same_bits() -> Outcome {
     run(at, &format!("{common} --steps 5 -o cut")).fails(1, &["cut", "--resume"]);
     run(at, &format!("{common} --steps 5 -o cut --resume --seed 1")).fails(1, &["another seed: 0, not 1"]);
     run(at, &format!("{common} --steps 2 -o cut --resume")).fails(1, &["3 steps are done"]);
+    let mut other = std::fs::read(root().join("fixtures/digits/images.npy"))?;
+    if let Some(last) = other.last_mut() {
+        *last ^= 1;
+    }
+    write(&at.join("other.npy"), other)?;
+    run(at, &format!("{} --steps 5 -o cut --resume", common.replace(&data(), "--data other.npy")))
+        .fails(1, &["another images"]);
     run(at, &format!("{common} --steps 5 -o cut --resume -j 2")).ok();
     for file in [MODEL, "training-state.safetensors", "log.csv", "config.json", "scheduler_config.json"] {
         let [whole, cut] = ["whole", "cut"].map(|run| std::fs::read(at.join(run).join(file)));

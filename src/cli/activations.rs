@@ -86,7 +86,7 @@ impl Run for Activations {
         if let Some(other) = timesteps.iter().find(|timestep| **timestep >= all) {
             return Err(Error::Recipe(format!("there is no timestep {other}: the model's are 0 to {}", all - 1)).into());
         }
-        let data = self.images.data(self.data.open(common)?, first.config())?;
+        let data = self.images.data(self.data.open(&outputs, common)?, first.config())?;
         let images = taken(self.count, 64, &data)?;
         let device = self.device.open()?;
         let networks = [first.unet(&device)?, second.unet(&device)?];

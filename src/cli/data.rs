@@ -1,6 +1,7 @@
 //! `--data` of commands that show networks images.
 
 use super::Common;
+use super::report::check_kept;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::Error;
 use crate::images::Set;
@@ -16,8 +17,9 @@ pub(super) struct DataOption {
 }
 
 impl DataOption {
-    /// Opens them.
-    pub(super) fn open(&self, common: &Common) -> Result<Set, Error> {
+    /// Opens them, which none of the outputs is.
+    pub(super) fn open(&self, outputs: &[Option<&Path>], common: &Common) -> Result<Set, Error> {
+        check_kept(outputs, &[Some(&self.data)])?;
         images_at(&self.data, common)
     }
 }

@@ -210,6 +210,8 @@ struct Begin {
 struct Shared<'a> {
     /// What the model is known by that copies begin as.
     fingerprint: Option<String>,
+    /// What the images are known by.
+    images: String,
     source: Source,
     config: Config,
     scheduler: SchedulerConfig,
@@ -238,9 +240,13 @@ struct Trained {
 impl Run for Finetune {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
-        let set = self.data.open(common)?;
+        let set = self.data.open(&[], common)?;
+        let images = set.fingerprint()?;
         let Begin { fingerprint, source, config, scheduler, base } = self.begin(common, &report)?;
         let noising = Noising::new(&scheduler)?;
+        if common.memory.is_some() {
+            report.warn("--memory bounds how arrays are read, not what networks take");
+        }
         let size = self.size.or(config.sample_size).ok_or_else(|| {
             Error::Recipe("the network's configuration does not say how large its images are: give --size".to_owned())
         })?;
@@ -256,6 +262,7 @@ impl Run for Finetune {
         copies.iter().try_for_each(|copy| self.check_folder(&copy.folder))?;
         let shared = Shared {
             fingerprint,
+            images,
             source,
             config,
             scheduler,
@@ -290,6 +297,8 @@ impl Finetune {
         let scheduler = self.scheduler_config.as_deref().map(SchedulerConfig::read).transpose()?;
         if let Some(config) = &self.from_scratch {
             let config = named_config(config)?;
+            // A new network is of the size that it is trained on.
+            let config = Config { sample_size: self.size.or(config.sample_size), ..config };
             let scheduler = scheduler.unwrap_or_else(SchedulerConfig::ddpm);
             return Ok(Begin { fingerprint: None, source: Source::Seed(self.seed), config, scheduler, base: None });
         }
@@ -402,7 +411,7 @@ impl Finetune {
             "ema": average.map(|average| [average.decay, average.power]),
             "flip": self.flip,
             "gamma": objective.gamma,
-            "images": shared.data.len(),
+            "images": [shared.data.len(), shared.images],
             "lr": shared.rate.most,
             "lr-schedule": if shared.rate.course == Course::Cosine { "cosine" } else { "constant" },
             "p": share_of_all,
@@ -496,9 +505,11 @@ impl Finetune {
         write_small(&folder.join(CONFIG), format!("{:#}\n", shared.config.to_json()))?;
         write_small(&folder.join(SCHEDULER), format!("{:#}\n", shared.scheduler.to_json()))?;
         write_small(&folder.join(LOG), Row::csv(&rows))?;
-        #[cfg(feature = "plot")]
-        write_picture(&folder.join(PICTURE), &rows, &copy.timesteps.own)?;
         train::write_model(&folder.join(MODEL), &trainer, &metadata)?;
+        #[cfg(feature = "plot")]
+        if let Err(error) = write_picture(&folder.join(PICTURE), &rows, &copy.timesteps.own) {
+            report.warn(&format!("{} was not drawn: {error}", folder.join(PICTURE).display()));
+        }
         let parameters = trainer.kept().map(|kept| kept.weights.len()).sum();
         let range = copy.timesteps.own.clone();
         Ok(Trained { folder: folder.clone(), range, steps: trainer.steps(), rows, parameters })

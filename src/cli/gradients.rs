@@ -5,7 +5,7 @@ use super::data::images_at;
 use super::noisy_images::{NoisyImages, evenly_spaced, taken};
 #[cfg(feature = "plot")]
 use super::picture::Picture;
-use super::report::{Report, count, csv, significant, table};
+use super::report::{Report, check_kept, count, csv, significant, table};
 use crate::diffusion::Model;
 use crate::error::Error;
 use crate::plot::terminal;
@@ -76,6 +76,7 @@ impl GradientOptions {
         let outputs = [beside.csv];
         let model = self.images.model(model, &outputs, Some(selection), common, report)?;
         let noising = self.images.noising(&model, report)?;
+        check_kept(&outputs, &[Some(data)])?;
         let data = self.images.data(images_at(data, common)?, model.config())?;
         let images = taken(self.samples, 512, &data)?;
         let points = self.points.unwrap_or(20) as usize;

@@ -1,6 +1,6 @@
 //! Options of commands that look at what networks make of noisy images.
 
-use super::report::{Report, check_beside};
+use super::report::{Report, check_beside, check_kept};
 use super::sample::{check_size, named_config, size};
 use super::{Common, without_adapters};
 use crate::checkpoint::Checkpoint;
@@ -66,6 +66,7 @@ impl NoisyImages {
         let checkpoint = Checkpoint::open_with(path, &common.open())?;
         common.check_selected([&checkpoint])?;
         check_beside(outputs, std::iter::once(&checkpoint))?;
+        check_kept(outputs, &[Some(path), self.config.as_deref(), self.scheduler_config.as_deref()])?;
         selection.map_or(Ok(()), |selection| selection.check(std::iter::once(&checkpoint)))?;
         report.about(&checkpoint);
         Ok(Ddpm::open(checkpoint, self.config.as_deref().map(named_config).transpose()?)?)

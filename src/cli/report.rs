@@ -264,6 +264,20 @@ pub(super) fn check_beside<'a>(
     Ok(())
 }
 
+/// That files to be written beside an answer would not replace what it is of: a file that was given, or one in a folder that was.
+#[cfg(feature = "diffusion")]
+pub(super) fn check_kept(outputs: &[Option<&Path>], inputs: &[Option<&Path>]) -> crate::Result<()> {
+    // Only what is there can be lost.
+    for output in outputs.iter().copied().flatten().filter_map(|path| path.canonicalize().ok()) {
+        let inputs = inputs.iter().copied().flatten().filter_map(|path| path.canonicalize().ok());
+        if let Some(input) = inputs.into_iter().find(|input| output.starts_with(input)) {
+            let message = format!("is of what was given ({}), and would be lost: name another", input.display());
+            return Err(Error::output(&output, message));
+        }
+    }
+    Ok(())
+}
+
 /// A table without rules, as wide as its content; columns whose heading is in `right` are numbers.
 pub(super) fn table(headings: &[&str], right: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     // All cells in one text: there can be millions.

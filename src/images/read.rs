@@ -132,6 +132,25 @@ impl Set {
         self.len() == 0
     }
 
+    /// What they are known by: the bytes of an array's file, as far as a fingerprint takes them, or the names and sizes of files.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn fingerprint(&self) -> Result<String> {
+        match &self.source {
+            Source::Array { checkpoint, .. } => checkpoint.fingerprint(),
+            Source::Files(files) => {
+                let mut text = Vec::new();
+                for file in files {
+                    let length = std::fs::metadata(file).map_err(Error::io("look at", file))?.len();
+                    text.extend(file.file_name().unwrap_or_default().as_encoded_bytes());
+                    text.extend(length.to_le_bytes());
+                }
+                Ok(format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&text)))
+            }
+        }
+    }
+
     /// All images in order, so many at a time; those of a batch are decoded on all threads of the current rayon pool.
     ///
     /// # Errors

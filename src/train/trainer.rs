@@ -92,7 +92,12 @@ impl Trainer {
     pub fn accumulate(&mut self, batch: &Batch) -> Result<Losses> {
         let (loss, losses) = self.method.objective.of(&self.unet, self.base.as_deref(), &self.noising, batch)?;
         if !losses.total.is_finite() {
-            let message = format!("the loss of step {} is not a number: train with a lower --lr", self.steps + 1);
+            let remedy = if self.steps == 0 {
+                "weights or configuration of the base are broken (`ckptmerge inspect BASE --stats` tells of NaN)"
+            } else {
+                "train with a lower --lr"
+            };
+            let message = format!("the loss of step {} is not a number: {remedy}", self.steps + 1);
             return Err(Error::Network(message));
         }
         let gradients = loss.backward()?;
@@ -164,6 +169,11 @@ impl Trainer {
                 if found.len() != values.len() {
                     let message = format!("the state has {} {kind} of `{name}`, not {}", found.len(), values.len());
                     return Err(Error::Recipe(message));
+                }
+                if found.iter().any(|value| !value.is_finite()) {
+                    return Err(Error::Recipe(format!(
+                        "the state's {kind} of `{name}` are not all numbers; begin anew"
+                    )));
                 }
                 *values = found;
             }

@@ -193,6 +193,8 @@ fn activations_are_told_and_drawn() -> Outcome {
         ("base tuned --data digits.npy --by pixel --plot a.svg --block output --block mid_block", 2, "one block"),
         ("base tuned --data digits.npy --config cifar10", 1, "configuration says"),
         ("base tuned --data digits.npy --csv tuned/diffusion_pytorch_model.safetensors", 1, "one of the models"),
+        ("base tuned --data digits.npy --csv digits.npy", 1, "would be lost"),
+        ("base tuned --data digits.npy --csv tuned/config.json", 1, "would be lost"),
     ] {
         run(folder.path(), &format!("activations {arguments}")).fails(code, &[says]);
     }
@@ -225,6 +227,7 @@ fn gradients_are_told_and_drawn() -> Outcome {
         ("base tuned --points 3", 2, "--gradients"),
         ("--gradients base tuned --data digits.npy", 2, "one model alone"),
         ("--gradients base --data digits.npy --base-less", 2, "--base-less"),
+        ("--gradients base --data digits.npy --csv digits.npy", 1, "would be lost"),
         ("--gradients base --data digits.npy --shared", 2, "--shared"),
         ("--gradients base --data digits.npy --by layer", 2, "--by"),
         ("--gradients base --data digits.npy --include nosuch", 2, "no tensor's name matches"),

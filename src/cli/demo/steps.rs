@@ -310,7 +310,7 @@ fn distance(story: &mut Story<'_>) -> anyhow::Result<()> {
     let why = "FD is the Fréchet distance of features of a small classifier of digits, not FID.";
     let images = grouped(story.demo.images.into());
     story.say(format!(
-        "{why} Of {images} images it is too large, and with another seed it is another: as all begin with the same noise, it tells these models apart, and compares with nothing else."
+        "{why} Of {images} images it is too large, and with another seed it is another: all begin with the same noise, but whether a model is better than another only several seeds and more images tell."
     ))?;
     for (name, _, value) in found {
         story.number(&name, value);
