@@ -2,9 +2,12 @@
 
 use super::Common;
 use super::report::check_kept;
+use super::sample::check_size;
 use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::diffusion::unet::Config;
 use crate::error::Error;
 use crate::images::Set;
+use crate::train::{Crop, Data};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -35,4 +38,24 @@ pub(super) fn images_at(path: &Path, common: &Common) -> Result<Set, Error> {
         return Err(Error::model(path, message));
     };
     Set::of_array(checkpoint, &name)
+}
+
+/// Images as a network takes them: of the size that was asked for, or that it was trained on.
+pub(super) fn prepared(
+    set: Set,
+    config: &Config,
+    size: Option<(usize, usize)>,
+    crop: Crop,
+    flip: bool,
+) -> Result<Data, Error> {
+    let size = size.or(config.sample_size).ok_or_else(|| {
+        Error::Recipe("the network's configuration does not say how large its images are: give --size".to_owned())
+    })?;
+    check_size(size, config)?;
+    if config.in_channels != config.out_channels || !matches!(config.in_channels, 1 | 3) {
+        let (inner, outer) = (config.in_channels, config.out_channels);
+        let message = format!("the network is from {inner} to {outer} channels; images have 1 or 3, and noise as many");
+        return Err(Error::Recipe(message));
+    }
+    Ok(Data::new(set, config.in_channels, size, crop, flip))
 }

@@ -1,13 +1,13 @@
 //! `ckptmerge finetune`
 
-use super::data::DataOption;
+use super::data::{DataOption, prepared};
 use super::report::{Report, count, significant};
-use super::sample::{check_size, named_config};
+use super::sample::{named_config, scheduler_of};
 use super::{Common, Run, named, without_adapters};
 use crate::checkpoint::Checkpoint;
+use crate::diffusion::Ddpm;
 use crate::diffusion::schedulers::{Config as SchedulerConfig, Noising};
 use crate::diffusion::unet::{Config, UNet2D};
-use crate::diffusion::{self, Ddpm};
 use crate::error::Error;
 use crate::output::StagedFile;
 #[cfg(feature = "plot")]
@@ -247,17 +247,7 @@ impl Run for Finetune {
         if common.memory.is_some() {
             report.warn("--memory bounds how arrays are read, not what networks take");
         }
-        let size = self.size.or(config.sample_size).ok_or_else(|| {
-            Error::Recipe("the network's configuration does not say how large its images are: give --size".to_owned())
-        })?;
-        check_size(size, &config)?;
-        if config.in_channels != config.out_channels || !matches!(config.in_channels, 1 | 3) {
-            let (inner, outer) = (config.in_channels, config.out_channels);
-            let message =
-                format!("the network is from {inner} to {outer} channels; images have 1 or 3, and noise as many");
-            return Err(Error::Recipe(message).into());
-        }
-        let data = Data::new(set, config.in_channels, size, self.crop, self.flip);
+        let data = prepared(set, &config, self.size, self.crop, self.flip)?;
         let copies = self.copies(noising.timesteps())?;
         copies.iter().try_for_each(|copy| self.check_folder(&copy.folder))?;
         let shared = Shared {
@@ -294,12 +284,12 @@ impl Run for Finetune {
 impl Finetune {
     /// Where weights begin, the configurations, and what copies stay consistent with.
     fn begin(&self, common: &Common, report: &Report) -> anyhow::Result<Begin> {
-        let scheduler = self.scheduler_config.as_deref().map(SchedulerConfig::read).transpose()?;
         if let Some(config) = &self.from_scratch {
             let config = named_config(config)?;
             // A new network is of the size that it is trained on.
             let config = Config { sample_size: self.size.or(config.sample_size), ..config };
-            let scheduler = scheduler.unwrap_or_else(SchedulerConfig::ddpm);
+            let scheduler =
+                self.scheduler_config.as_deref().map_or_else(|| Ok(SchedulerConfig::ddpm()), SchedulerConfig::read)?;
             return Ok(Begin { fingerprint: None, source: Source::Seed(self.seed), config, scheduler, base: None });
         }
         let path = self.base.as_deref().ok_or_else(|| Error::Recipe("there is no model to train".to_owned()))?;
@@ -309,15 +299,7 @@ impl Finetune {
         report.about(&checkpoint);
         let fingerprint = Some(checkpoint.fingerprint()?);
         let model = Ddpm::open(checkpoint, self.config.as_deref().map(named_config).transpose()?)?;
-        let scheduler = match scheduler.or_else(|| model.scheduler().cloned()) {
-            Some(scheduler) => scheduler,
-            None => {
-                let message =
-                    "no scheduler_config.json; it is trained on the noise of DDPM (--scheduler-config tells otherwise)";
-                report.warn(&format!("{} comes with {message}", diffusion::Model::name(&model)));
-                SchedulerConfig::ddpm()
-            }
-        };
+        let scheduler = scheduler_of(&model, self.scheduler_config.as_deref(), report)?;
         let base = if self.consistency() > 0.0 { Some(Arc::new(model.unet(&Device::Cpu)?)) } else { None };
         let config = model.config().clone();
         Ok(Begin { fingerprint, source: Source::Checkpoint(model.into_weights()), config, scheduler, base })

@@ -1,12 +1,13 @@
 //! Options of commands that look at what networks make of noisy images.
 
+use super::data::prepared;
 use super::report::{Report, check_beside, check_kept};
-use super::sample::{check_size, named_config, size};
+use super::sample::{named_config, scheduler_of, size};
 use super::{Common, without_adapters};
 use crate::checkpoint::Checkpoint;
-use crate::diffusion::schedulers::{Config as SchedulerConfig, Noising};
+use crate::diffusion::schedulers::Noising;
 use crate::diffusion::unet::Config;
-use crate::diffusion::{Ddpm, Model, Noise};
+use crate::diffusion::{Ddpm, Noise};
 use crate::error::Error;
 use crate::images::Set;
 use crate::recipe::Selection;
@@ -74,16 +75,7 @@ impl NoisyImages {
 
     /// The noise that models were trained on.
     pub(super) fn noising(&self, model: &Ddpm, report: &Report) -> Result<Noising, Error> {
-        let config = match (&self.scheduler_config, model.scheduler()) {
-            (Some(path), _) => SchedulerConfig::read(path)?,
-            (None, Some(config)) => config.clone(),
-            (None, None) => {
-                let message = "no scheduler_config.json; its noise is taken for that of DDPM (--scheduler-config tells otherwise)";
-                report.warn(&format!("{} comes with {message}", model.name()));
-                SchedulerConfig::ddpm()
-            }
-        };
-        Noising::new(&config)
+        Noising::new(&scheduler_of(model, self.scheduler_config.as_deref(), report)?)
     }
 
     /// Whether the noise is said, whatever models come with.
@@ -93,17 +85,7 @@ impl NoisyImages {
 
     /// The images, as the network takes them.
     pub(super) fn data(&self, set: Set, config: &Config) -> Result<Data, Error> {
-        let size = self.size.or(config.sample_size).ok_or_else(|| {
-            Error::Recipe("the network's configuration does not say how large its images are: give --size".to_owned())
-        })?;
-        check_size(size, config)?;
-        if config.in_channels != config.out_channels || !matches!(config.in_channels, 1 | 3) {
-            let (inner, outer) = (config.in_channels, config.out_channels);
-            let message =
-                format!("the network is from {inner} to {outer} channels; images have 1 or 3, and noise as many");
-            return Err(Error::Recipe(message));
-        }
-        Ok(Data::new(set, config.in_channels, size, Crop::Center, false))
+        prepared(set, config, self.size, Crop::Center, false)
     }
 
     /// Some images with their noise, on the CPU.

@@ -221,16 +221,7 @@ impl Sample {
             let message = format!("{name} makes samples of {channels} channels; images have 1 or 3");
             return Err(Error::Recipe(message).into());
         }
-        let scheduler = match (&self.scheduler_config, first.scheduler()) {
-            (Some(path), _) => SchedulerConfig::read(path)?,
-            (None, Some(config)) => config.clone(),
-            (None, None) => {
-                let name = first.name();
-                let message = "no scheduler_config.json; its noise is taken for that of DDPM (--scheduler-config tells otherwise)";
-                report.warn(&format!("{name} comes with {message}"));
-                SchedulerConfig::ddpm()
-            }
-        };
+        let scheduler = scheduler_of(first, self.scheduler_config.as_deref(), report)?;
         let size = self.size.or(first.config().sample_size).ok_or_else(|| {
             Error::Recipe("the network's configuration does not say how large its images are: give --size".to_owned())
         })?;
@@ -387,6 +378,19 @@ impl Sample {
             "seconds": seconds,
         })
     }
+}
+
+/// The noise that a model was trained on: what is given, or else what it comes with, or else DDPM's.
+pub(super) fn scheduler_of(model: &Ddpm, given: Option<&Path>, report: &Report) -> Result<SchedulerConfig, Error> {
+    if let Some(path) = given {
+        return SchedulerConfig::read(path);
+    }
+    Ok(model.scheduler().cloned().unwrap_or_else(|| {
+        let message =
+            "no scheduler_config.json; its noise is taken for that of DDPM (--scheduler-config tells otherwise)";
+        report.warn(&format!("{} comes with {message}", model.name()));
+        SchedulerConfig::ddpm()
+    }))
 }
 
 /// A published configuration by its name, or a file's.
