@@ -10,6 +10,8 @@ mod axis;
 mod box_plot;
 mod colour;
 #[cfg(feature = "plot")]
+mod contour;
+#[cfg(feature = "plot")]
 mod font;
 #[cfg(feature = "plot")]
 mod heading;
@@ -17,6 +19,8 @@ mod heading;
 mod heatmap;
 #[cfg(feature = "plot")]
 mod histogram;
+#[cfg(feature = "plot")]
+mod interactive;
 #[cfg(feature = "plot")]
 mod lines;
 mod number;
@@ -35,11 +39,15 @@ pub use axis::Axis;
 pub use box_plot::{BoxPlot, FiveNumbers};
 pub use colour::{Palette, Rgb, Scale, contrast, ink_on, of_series, of_share};
 #[cfg(feature = "plot")]
+pub use contour::{Contours, Levels, Mark, MarkKind, Panel};
+#[cfg(feature = "plot")]
 pub use font::{clean, fitted, text_width, wrapped};
 #[cfg(feature = "plot")]
 pub use heatmap::Heatmap;
 #[cfg(feature = "plot")]
 pub use histogram::Histogram;
+#[cfg(feature = "plot")]
+pub use interactive::{Details, Place, Weight};
 #[cfg(feature = "plot")]
 pub use lines::{Lines, Series};
 #[cfg(feature = "plot")]
