@@ -6,6 +6,7 @@ use crate::stream::{Control, Settings};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A candidate to be evaluated.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,8 +17,8 @@ pub struct Job {
     pub weights: Vec<f64>,
 }
 
-/// Evaluates candidates, as many side by side as the objective says is good on so many threads, and hands the values of each to
-/// `done` as they come. What a candidate's values are does not depend on the threads. Progress counts candidates.
+/// Evaluates candidates, as many side by side as the objective says is good on so many threads, and hands the values of each, and how
+/// long they took, to `done` as they come. What a candidate's values are does not depend on the threads. Progress counts candidates.
 ///
 /// # Errors
 /// Those of the objective and of `done`, behind which no further candidate is begun; [`Error::Interrupted`].
@@ -26,7 +27,7 @@ pub fn evaluate(
     jobs: &[Job],
     threads: usize,
     control: Control<'_>,
-    done: impl FnMut(usize, Vec<f64>) -> Result<()> + Send,
+    done: impl FnMut(usize, Vec<f64>, Duration) -> Result<()> + Send,
 ) -> Result<()> {
     let side_by_side = objective.side_by_side(threads).clamp(1, threads.max(1)).min(jobs.len());
     let (next, done) = (AtomicUsize::new(0), Mutex::new(done));
@@ -41,8 +42,10 @@ pub fn evaluate(
                 return Ok(());
             }
             control.check()?;
+            let begun = Instant::now();
             let values = pool.install(|| evaluator.evaluate(&job.weights, control))?;
-            (*done.lock().unwrap_or_else(PoisonError::into_inner))(job.number, values)?;
+            let took = begun.elapsed();
+            (*done.lock().unwrap_or_else(PoisonError::into_inner))(job.number, values, took)?;
             (control.progress)(1);
         }
         Ok(())

@@ -26,7 +26,8 @@ static NUMBER: LazyLock<Option<Regex>> =
 pub struct Command<'a> {
     template: String,
     models: &'a Models,
-    /// The models' own files: a candidate that is one of them is not written again.
+    /// The base's own file and the models': a candidate that is one of them is not written again.
+    base: PathBuf,
     paths: Vec<PathBuf>,
     selection: Selection,
     folder: &'a Path,
@@ -37,14 +38,14 @@ pub struct Command<'a> {
 }
 
 impl<'a> Command<'a> {
-    /// Of models with their base, whose files are `paths`; candidates are written into `folder`, and `jobs` commands run at a time.
+    /// Of models with their base, whose files are at these paths; candidates are written into `folder`, and `jobs` commands run at a time.
     ///
     /// # Errors
     /// [`Error::Recipe`] if the template has no `{model}`.
     pub fn new(
         template: &str,
         models: &'a Models,
-        paths: &[PathBuf],
+        (base, paths): (&Path, &[PathBuf]),
         selection: &Selection,
         folder: &'a Path,
         jobs: usize,
@@ -56,6 +57,7 @@ impl<'a> Command<'a> {
         Ok(Self {
             template: template.to_owned(),
             models,
+            base: base.to_owned(),
             paths: paths.to_vec(),
             selection: selection.clone(),
             folder,
@@ -69,7 +71,11 @@ impl<'a> Command<'a> {
     /// The candidate's path, and whether it was written for this.
     fn candidate(&self, weights: &[f64], number: usize, control: Control<'_>) -> Result<(PathBuf, bool)> {
         let is_one = |index: usize| weights.iter().enumerate().all(|(i, w)| *w == if i == index { 1.0 } else { 0.0 });
-        if let Some(path) = (0..weights.len()).find(|index| is_one(*index)).and_then(|index| self.paths.get(index)) {
+        // What a selection leaves out is the base's in a candidate.
+        let is_whole = self.selection.include.is_empty() && self.selection.exclude.is_empty();
+        let model = (0..weights.len()).find(|index| is_whole && is_one(*index)).and_then(|index| self.paths.get(index));
+        let base = weights.iter().all(|weight| *weight == 0.0).then_some(&self.base);
+        if let Some(path) = model.or(base) {
             return Ok((path.clone(), false));
         }
         let Selection { include, exclude } = self.selection.clone();
