@@ -17,6 +17,9 @@ use crate::train::Data;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 
+/// The draw of the samples' noise.
+const NOISE: &str = "noise of samples";
+
 /// Noisy images, and what a network should answer to them.
 pub struct Samples {
     batches: Vec<Batch>,
@@ -59,7 +62,7 @@ impl Samples {
         let of_batch = |start: usize| {
             let numbers = start..count.min(start + batch.max(1));
             let images = images(data, numbers.clone())?;
-            let noise = noise.tensor("noise of samples", numbers.clone(), data.shape(), &Device::Cpu)?;
+            let noise = noise.tensor(NOISE, numbers.clone(), data.shape(), &Device::Cpu)?;
             let timesteps = timesteps.get(numbers).unwrap_or_default();
             let times: Vec<f32> = timesteps.iter().map(|&timestep| timestep as f32).collect();
             Ok(Batch {
@@ -70,6 +73,12 @@ impl Samples {
         };
         let batches = (0..count).step_by(batch.max(1)).map(of_batch).collect::<Result<_>>()?;
         Ok(Self { batches, timesteps, ranges: ranges.to_vec() })
+    }
+
+    /// At which timestep each sample is.
+    #[must_use]
+    pub fn timesteps(&self) -> &[usize] {
+        &self.timesteps
     }
 
     /// The mean of the samples' losses in each range.

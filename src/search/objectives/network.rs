@@ -1,6 +1,6 @@
 //! A network in memory whose weights are a candidate's.
 
-use crate::diffusion::unet::{Config, UNet2D};
+use crate::diffusion::unet::{Config, PROJECTIONS, UNet2D};
 use crate::diffusion::{Denoiser, Model, Weights};
 use crate::error::{Error, Result};
 use crate::search::Candidates;
@@ -24,7 +24,10 @@ pub(super) struct Candidate<'a> {
 impl<'a> Parts<'a> {
     /// A network that is the base.
     pub(super) fn candidate(self) -> Result<Candidate<'a>> {
-        let network = Network::new(self.config, &Source::Checkpoint(self.base.clone()), false)?;
+        // Where models have projections, the base's are the identity.
+        let projections = self.base.full_name(PROJECTIONS);
+        let has_projections = self.candidates.names().any(|name| name.starts_with(&projections));
+        let network = Network::new(self.config, &Source::Checkpoint(self.base.clone()), has_projections)?;
         let is_used = |name: &str| network.weights.iter().any(|(own, _)| self.base.full_name(own) == name);
         if let Some(name) = self.candidates.names().find(|name| !is_used(name)) {
             return Err(Error::Network(format!("the models' tensor `{name}` is none of the network's: --exclude it")));
