@@ -81,7 +81,8 @@ impl Axis {
         if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) }
     }
 
-    fn places(&self) -> impl Iterator<Item = (f64, &String)> {
+    /// Where ticks are, 0 to 1, and what stands at them.
+    pub(super) fn places(&self) -> impl Iterator<Item = (f64, &String)> {
         let range = self.high - self.low;
         self.ticks.iter().map(move |(place, label)| (((place - self.low) / range).clamp(0.0, 1.0), label))
     }
