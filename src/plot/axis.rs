@@ -87,6 +87,11 @@ impl Axis {
         self.ticks.iter().map(move |(place, label)| (((place - self.low) / range).clamp(0.0, 1.0), label))
     }
 
+    /// The unit, with the power of ten that is left out of the numbers.
+    pub(super) fn unit(&self) -> &str {
+        &self.unit
+    }
+
     /// The width that labels and unit take beside an upright axis.
     #[must_use]
     pub fn room_beside(&self) -> f64 {

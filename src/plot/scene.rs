@@ -16,7 +16,7 @@ use plotters_backend::{BackendColor, BackendCoord, BackendStyle, DrawingBackend}
 pub(super) const FINE: f64 = 2.0;
 
 /// The same for curves in SVG, which are looked at closely.
-const FINEST: f64 = 16.0;
+const FINEST: f64 = 24.0;
 
 /// How far a halo reaches beyond its letters, in units.
 pub(super) const HALO: f64 = 1.75;
@@ -49,10 +49,26 @@ pub(super) struct Label {
 
 #[derive(Clone, Debug)]
 enum Shape {
-    Rectangle { from: (f64, f64), to: (f64, f64), colour: Rgb, opacity: f64 },
-    Line { from: (f64, f64), to: (f64, f64), colour: Rgb },
-    Path { points: Vec<(f64, f64)>, width: f64, colour: Rgb },
-    Area { corners: Vec<(f64, f64)>, colour: Rgb },
+    Rectangle {
+        from: (f64, f64),
+        to: (f64, f64),
+        colour: Rgb,
+        opacity: f64,
+    },
+    Line {
+        from: (f64, f64),
+        to: (f64, f64),
+        colour: Rgb,
+    },
+    Path {
+        points: Vec<(f64, f64)>,
+        width: f64,
+        colour: Rgb,
+    },
+    Area {
+        corners: Vec<(f64, f64)>,
+        colour: Rgb,
+    },
     Label(Label),
     /// The same letters, thicker: what lies round a label.
     Halo(Label),

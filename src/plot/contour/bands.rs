@@ -36,7 +36,7 @@ pub(super) struct Isoline {
 
 /// Points of a smooth lattice along each side, about.
 const FINE: usize = 160;
-const FINEST_PARTS: usize = 12;
+const FINEST_PARTS: usize = 40;
 
 impl Lattice {
     /// A panel's numbers. What is not known continues its neighbours, for it will be covered.
@@ -44,19 +44,25 @@ impl Lattice {
         let known = |number: &Option<f64>| number.filter(|number| number.is_finite());
         let mut cells: Vec<Option<f64>> = values.iter().flatten().map(known).collect();
         let width = plane.xs.len();
-        while cells.iter().any(Option::is_none) && cells.iter().any(Option::is_some) {
+        let numbers = || values.iter().flatten().filter_map(known);
+        let ends = numbers().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), n| (a.min(n), b.max(n)));
+        while ends.0 <= ends.1 && cells.iter().any(Option::is_none) {
             let before = cells.clone();
             for (place, cell) in cells.iter_mut().enumerate().filter(|(_, cell)| cell.is_none()) {
-                let column = place % width;
-                let sides = [
-                    (column > 0).then(|| place.wrapping_sub(1)),
-                    (column + 1 < width).then_some(place + 1),
-                    place.checked_sub(width),
-                    Some(place + width),
-                ];
-                let near = || sides.iter().flatten().filter_map(|side| before.get(*side).copied().flatten());
-                let count = near().count();
-                *cell = (count > 0).then(|| near().map(|number| number / count as f64).sum());
+                let (row, column) = ((place / width) as isize, (place % width) as isize);
+                let at = |down: isize, across: isize| {
+                    let (row, column) = (row + down, column + across);
+                    let inside = row >= 0 && (0..width as isize).contains(&column);
+                    before.get(row as usize * width + column as usize).copied().flatten().filter(|_| inside)
+                };
+                let sides = [(0, -1), (0, 1), (-1, 0), (1, 0)];
+                let near = sides.map(|(down, across)| at(down, across));
+                // Two in a row tell where their line goes.
+                let lines = sides.map(|(down, across)| Some(2.0 * at(down, across)? - at(2 * down, 2 * across)?));
+                let from = if lines.iter().any(Option::is_some) { lines } else { near };
+                let count = from.iter().flatten().count();
+                let mean = from.iter().flatten().map(|number| number / count as f64).sum::<f64>();
+                *cell = (count > 0).then(|| mean.clamp(ends.0, ends.1));
             }
         }
         let numbers = cells.into_iter().map(Option::unwrap_or_default).collect();

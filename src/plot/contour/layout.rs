@@ -1,14 +1,16 @@
 //! Where panels, axes and colour bars of a plane's picture are, and drawing them.
 
 use super::bands::{Isoline, Lattice, Region};
+use super::legend::{ROW, arranged, draw_legend};
 use super::levels::{Bands, significant};
-use super::marks::{Field, INK, Sign, draw_arrow, draw_cross, draw_mark, draw_over, draw_path};
-use super::{Contours, MarkKind, Panel};
+use super::marks::{Field, draw_over};
+use super::{Contours, Panel};
 use crate::error::{Error, Result};
 use crate::plot::axis::Axis;
 use crate::plot::colour::{Palette, Rgb, contrast, mixed};
 use crate::plot::font::{fitted, text_width, widest};
 use crate::plot::heading::{GAP, Heading, LABEL, NOTE};
+use crate::plot::number::{fixed, magnitude, unit_with};
 use crate::plot::scene::{FINE, LARGEST, Scene, Side};
 use crate::plot::{ImageKind, Plot, Theme};
 
@@ -26,13 +28,14 @@ const TITLE_LINE: f64 = LABEL * 1.5;
 const NOTE_LINE: f64 = NOTE * 1.35;
 /// A curve's points may be moved by so much to be fewer.
 const TOLERANCE: f64 = 0.06;
-const LEGEND_ROW: f64 = 20.0;
 
 /// What is known of a panel before anything is drawn.
 struct Prepared<'a> {
     panel: &'a Panel,
     bands: Bands,
     labels: Vec<String>,
+    /// The power of ten that is left out of them.
+    power: i32,
     lowest: Option<((f64, f64), f64)>,
 }
 
@@ -51,10 +54,11 @@ struct Grid {
     places: Vec<Place>,
     /// Right of all panels, and below them with their axes.
     end: (f64, f64),
-    /// Fields that have the y axis' name at their left, and from where to where the x axis' name is below.
-    x_names: Vec<(f64, f64)>,
-    /// The columns' and the lines' count, for the first field's axis.
-    y_name: (f64, f64),
+    /// Where fields begin.
+    left: f64,
+    /// From where to where the x axis' name stands below fields of a width, and likewise the y axis' beside one of a height.
+    x_names: Vec<(f64, f64, f64)>,
+    y_name: (f64, f64, f64),
 }
 
 impl Contours {
@@ -70,16 +74,18 @@ impl Contours {
         };
         let prepared = self.panels.iter().map(|panel| {
             let bands = one(panel)?;
-            Ok(Prepared { panel, labels: bands.labels(), bands, lowest: self.lowest(panel) })
+            let (labels, power) = bands.labels();
+            Ok(Prepared { panel, labels, power, bands, lowest: self.lowest(panel) })
         });
         prepared.collect()
     }
 
     /// The lowest number of a panel and where it is; the first of equal ones.
     fn lowest(&self, panel: &Panel) -> Option<((f64, f64), f64)> {
-        let cells = self.ys.iter().zip(&panel.values).flat_map(|(y, row)| {
-            self.xs.iter().zip(row).filter_map(|(x, cell)| cell.map(|number| ((*x, *y), number)))
-        });
+        let cells =
+            self.ys.iter().zip(&panel.values).flat_map(|(y, row)| {
+                self.xs.iter().zip(row).filter_map(|(x, cell)| cell.map(|number| ((*x, *y), number)))
+            });
         cells.filter(|(_, number)| number.is_finite()).min_by(|a, b| a.1.total_cmp(&b.1))
     }
 
@@ -120,7 +126,7 @@ impl Contours {
         (width.round(), (width / ratio).round())
     }
 
-    fn grid(&self, prepared: &[Prepared<'_>], left: f64, top: f64) -> Result<Grid> {
+    fn grid(&self, prepared: &[Prepared<'_>], top: f64) -> Result<Grid> {
         let (ratio, _) = self.ratio();
         let (lead, columns, rows) = self.columns_and_rows(ratio);
         let wanted = match self.panels.len() {
@@ -128,11 +134,11 @@ impl Contours {
             2..=4 => FEW,
             _ => MANY,
         };
-        let tick_room = self.tick_room();
         let bar = |room: f64| if self.shared { 0.0 } else { 8.0 + BAR + room };
-        let bar_room = bar(prepared.iter().map(|panel| bar_labels(&panel.labels)).fold(0.0, f64::max));
+        let lead_bar = bar(prepared.first().map_or(0.0, Prepared::bar_room));
+        let bar_room = bar(prepared.iter().skip(usize::from(lead)).map(Prepared::bar_room).fold(0.0, f64::max));
         let head = TITLE_LINE * f64::from(self.panels.iter().any(|panel| !panel.title.is_empty()))
-            + NOTE_LINE * f64::from(self.lowest || prepared.iter().any(|panel| panel.bands.len() == 1))
+            + NOTE_LINE * f64::from(self.lowest || prepared.iter().any(|one| one.bands.len() == 1 || one.power != 0))
             + 2.0;
         let (gap_x, gap_y) = (bar_room + 2.0 * GAP, head + GAP + 4.0);
         let foot = TICK + LABEL * 1.4 + if self.x_label.is_empty() { 0.0 } else { LABEL * 1.5 };
@@ -143,7 +149,10 @@ impl Contours {
             let cells = (columns as f64 * (width + gap_x), rows as f64 * (height + gap_y) - gap_y + head);
             let lead_height = rows as f64 * height + (rows - 1) as f64 * gap_y;
             let lead_width = if lead { (lead_height * ratio).round() } else { 0.0 };
-            let cells_left = left + if lead { lead_width + gap_x + tick_room } else { 0.0 };
+            let tick_room = self.tick_room(height)?;
+            let first_room = if lead { self.tick_room(lead_height)? } else { tick_room };
+            let left = (GAP + if self.y_label.is_empty() { 0.0 } else { LABEL * 1.5 } + first_room).ceil();
+            let cells_left = left + if lead { lead_width + lead_bar + 2.0 * GAP + tick_room } else { 0.0 };
             let end = (cells_left + cells.0, top + cells.1 + foot);
             if end.0 > LARGEST - 160.0 || end.1 > LARGEST - 120.0 {
                 side *= 0.93;
@@ -173,25 +182,22 @@ impl Contours {
                 places.push(Place { field: field(from, (width, height)), left: column == 0, below, named });
             }
             let cells_end = cells_left + columns as f64 * (width + gap_x) - gap_x;
-            let mut x_names = vec![(cells_left, cells_end)];
+            let mut x_names = vec![(cells_left, cells_end, width)];
             if lead {
-                x_names.push((left, left + lead_width));
+                x_names.push((left, left + lead_width, lead_width));
             }
-            return Ok(Grid { places, end, x_names, y_name: (top + head, top + cells.1) });
+            let y_name = (top + head, top + cells.1, if lead { lead_height } else { height });
+            return Ok(Grid { places, end, left, x_names, y_name });
         }
     }
 
-    fn axes(&self, field: &Field) -> Result<(Axis, Axis)> {
-        let ticks = |length: f64| (length / 58.0).clamp(2.0, 7.0) as usize + 1;
-        let x = Axis::linear(field.x.0, field.x.1, ticks(field.to.0 - field.from.0), "")?;
-        Ok((x, Axis::linear(field.y.0, field.y.1, ticks(field.to.1 - field.from.1), "")?))
+    fn axis(ends: (f64, f64), length: f64, unit: &str) -> Result<Axis> {
+        Axis::linear(ends.0, ends.1, (length / 50.0).clamp(3.0, 7.0) as usize + 1, unit)
     }
 
-    /// The width of the numbers at the left of a field.
-    fn tick_room(&self) -> f64 {
-        let (low, high) = Self::ends(&self.ys);
-        let widths = (2..=8).filter_map(|most| Axis::linear(low, high, most, "").ok()).map(|axis| axis.room_beside());
-        widths.fold(0.0, f64::max)
+    /// The width of the numbers at the left of a field of a height.
+    fn tick_room(&self, height: f64) -> Result<f64> {
+        Ok(Self::axis(Self::ends(&self.ys), height, "")?.room_beside())
     }
 
     /// What the picture does not show by itself.
@@ -212,64 +218,30 @@ impl Contours {
         notes
     }
 
-    /// What signs mean.
-    fn legend(&self, prepared: &[Prepared<'_>]) -> Vec<(Sign, String)> {
-        let mut kinds: Vec<MarkKind> = self.marks.iter().map(|mark| mark.kind).collect();
-        kinds.sort_unstable();
-        kinds.dedup();
-        let name = |kind: MarkKind| match kind {
-            MarkKind::Base => "base",
-            MarkKind::Model => "tuned model",
-            MarkKind::Merge => "merge",
-            MarkKind::Point => "point",
-        };
-        let mut entries: Vec<(Sign, String)> =
-            kinds.iter().map(|kind| (Sign::Mark(*kind, false), name(*kind).to_owned())).collect();
-        if let Some(mark) = self.marks.iter().find(|mark| mark.beyond) {
-            entries.push((Sign::Mark(mark.kind, true), "hollow: beside the plane, at its nearest point".to_owned()));
-        }
-        let mut add = |when: bool, sign: Sign, text: &str| {
-            if when {
-                entries.push((sign, text.to_owned()));
-            }
-        };
-        add(!self.arrows.is_empty(), Sign::Arrow, "task vector");
-        add(!self.path.is_empty(), Sign::Path, "the search's path");
-        add(self.lowest, Sign::Lowest, "lowest");
-        let unknown = prepared.iter().any(|panel| panel.panel.numbers().count() < self.xs.len() * self.ys.len());
-        add(unknown, Sign::Unknown, "not known");
-        entries
-    }
-
     /// The picture, and where in it each panel's field is.
     pub(in crate::plot) fn laid_out(&self, kind: ImageKind, theme: Theme) -> Result<(Scene, Vec<Field>)> {
         let prepared = self.prepared()?;
         let palette = Palette::of(theme);
-        let y_name = if self.y_label.is_empty() { 0.0 } else { LABEL * 1.5 };
-        let left = (GAP + y_name + self.tick_room()).ceil();
         let shared_bar = prepared.first().filter(|_| self.shared || prepared.len() == 1);
         // The heading's height follows from the width, and its width from nothing above it.
-        let probe = self.grid(&prepared, left, 0.0)?;
+        let probe = self.grid(&prepared, 0.0)?;
         let unit_room = if shared_bar.is_some() && !self.unit.is_empty() { LABEL * 1.6 } else { 0.0 };
-        let shared_room = shared_bar.filter(|_| self.shared).map_or(0.0, |panel| {
-            8.0 + BAR + bar_labels(&panel.labels)
-        });
+        let shared_room = shared_bar.filter(|_| self.shared).map_or(0.0, |panel| 8.0 + BAR + panel.bar_room());
         let width = (probe.end.0 + shared_room + unit_room).max(Heading::width_wanted(&self.title)).max(300.0).ceil();
         let heading = Heading::new(&self.title, &self.remarks(&prepared), width);
-        let grid = self.grid(&prepared, left, heading.height())?;
-        let legend = arranged(self.legend(&prepared), width - 2.0 * GAP);
-        let height = grid.end.1 + 6.0 + legend.len() as f64 * LEGEND_ROW + GAP;
+        let grid = self.grid(&prepared, heading.height())?;
+        let legend = arranged(self.legend(), width - grid.left - GAP);
+        let height = grid.end.1 + 6.0 + legend.len() as f64 * ROW + GAP;
         let mut scene = Scene::new(width, height, &palette)?.refined(kind);
         heading.draw(&mut scene, &palette);
 
-        let mut unnamed = 0;
         for (panel, place) in prepared.iter().zip(&grid.places) {
             self.draw_field(&mut scene, panel, &place.field, theme)?;
             let size = if place.field.to.0 - place.field.from.0 >= 260.0 { LABEL } else { NOTE };
             let lowest = panel.lowest.filter(|_| self.lowest).map(|(at, _)| at);
             let names = place.named.then_some(size);
-            unnamed += draw_over(&mut scene, self, &place.field, lowest, names, (palette.ink, palette.paper));
-            self.draw_axes(&mut scene, place, &palette)?;
+            draw_over(&mut scene, self, &place.field, lowest, names, (palette.ink, palette.paper));
+            Self::draw_axes(&mut scene, place, &palette)?;
             self.draw_head(&mut scene, panel, &place.field, &palette);
             if !self.shared {
                 draw_bar(&mut scene, panel, (place.field.to.0 + 8.0, place.field.from.1, place.field.to.1), theme);
@@ -285,19 +257,21 @@ impl Contours {
             if self.shared {
                 draw_bar(&mut scene, panel, (right, top, bottom), theme);
             }
-            let x = right + BAR + bar_labels(&panel.labels) + LABEL * 0.7;
+            let x = right + BAR + panel.bar_room() + LABEL * 0.7;
             let unit = fitted(&self.unit, LABEL, bottom - top + 2.0 * GAP);
             scene.turned_text(unit, (x, (top + bottom) / 2.0), LABEL, Side::Middle, palette.ink);
         }
-        for (from, to) in &grid.x_names {
-            let name = fitted(&self.x_label, LABEL, to - from + 2.0 * GAP);
+        for (from, to, field) in &grid.x_names {
+            let axis = Self::axis(Self::ends(&self.xs), *field, &self.x_label)?;
+            let name = fitted(axis.unit(), LABEL, to - from + 2.0 * GAP);
             let at = ((from + to) / 2.0, bottom + TICK + LABEL * 2.2);
             scene.text(name, at, LABEL, Side::Middle, palette.ink);
         }
-        let name = fitted(&self.y_label, LABEL, grid.y_name.1 - grid.y_name.0);
+        let axis = Self::axis(Self::ends(&self.ys), grid.y_name.2, &self.y_label)?;
+        let name = fitted(axis.unit(), LABEL, grid.y_name.1 - grid.y_name.0);
         let at = (GAP + LABEL * 0.6, (grid.y_name.0 + grid.y_name.1) / 2.0);
         scene.turned_text(name, at, LABEL, Side::Middle, palette.ink);
-        draw_legend(&mut scene, &legend, (left, grid.end.1 + 6.0), unnamed, &palette);
+        draw_legend(&mut scene, &legend, (grid.left, grid.end.1 + 6.0), &palette);
         Ok((scene, grid.places.into_iter().map(|place| place.field).collect()))
     }
 
@@ -365,9 +339,10 @@ impl Contours {
         }
     }
 
-    fn draw_axes(&self, scene: &mut Scene, place: &Place, palette: &Palette) -> Result<()> {
+    fn draw_axes(scene: &mut Scene, place: &Place, palette: &Palette) -> Result<()> {
         let field = &place.field;
-        let (x_axis, y_axis) = self.axes(field)?;
+        let x_axis = Self::axis(field.x, field.to.0 - field.from.0, "")?;
+        let y_axis = Self::axis(field.y, field.to.1 - field.from.1, "")?;
         for (share, label) in x_axis.places() {
             let x = field.from.0 + share * (field.to.0 - field.from.0);
             scene.rectangle((x - 0.5, field.to.1), (x + 0.5, field.to.1 + TICK), palette.muted);
@@ -390,10 +365,10 @@ impl Contours {
         let room = field.to.0 - field.from.0;
         let mut y = field.from.1 - 4.0;
         let note = match panel.lowest {
-            _ if panel.bands.high <= panel.bands.low => format!("everywhere {}", significant(panel.bands.low, 4)),
+            _ if panel.bands.high <= panel.bands.low => format!("everywhere {}", raised(panel.bands.low)),
             Some(((x, across), number)) if self.lowest => {
-                let place = format!("({}, {})", significant(x, 3), significant(across, 3));
-                format!("lowest: {} at {place}", significant(number, 4))
+                let place = format!("({}, {})", coordinate(x, field.x), coordinate(across, field.y));
+                format!("lowest: {} at {place}", raised(number))
             }
             _ => String::new(),
         };
@@ -402,8 +377,8 @@ impl Contours {
             scene.text(fitted(&note, NOTE, room), (field.from.0, y), NOTE, Side::Start, palette.muted);
             y -= NOTE_LINE / 2.0;
         }
-        let title = fitted(&panel.panel.title, LABEL * 1.08, room);
-        scene.text(title, (field.from.0, y - TITLE_LINE / 2.0), LABEL * 1.08, Side::Start, palette.ink);
+        let title = fitted(&panel.panel.title, LABEL, room);
+        scene.text(title, (field.from.0, y - TITLE_LINE / 2.0), LABEL, Side::Start, palette.ink);
     }
 }
 
@@ -413,9 +388,33 @@ impl Plot for Contours {
     }
 }
 
-/// The width of what stands beside a colour bar.
-fn bar_labels(labels: &[String]) -> f64 {
-    TICK + 4.0 + widest(labels, NOTE)
+impl Prepared<'_> {
+    /// The width of what stands beside the colour bar.
+    fn bar_room(&self) -> f64 {
+        (TICK + 4.0 + widest(&self.labels, NOTE)).max(text_width(&self.times(), NOTE) - BAR)
+    }
+
+    /// "× 10⁻⁴", or nothing.
+    fn times(&self) -> String {
+        unit_with("", self.power)
+    }
+}
+
+/// A number with four digits that count, small and large ones by their power of ten.
+pub(in crate::plot) fn raised(number: f64) -> String {
+    let text = significant(number, 4);
+    match text.split_once('e') {
+        Some((digits, power)) => {
+            format!("{digits} {}", unit_with("", power.replace('−', "-").parse().unwrap_or_default()))
+        }
+        None => text,
+    }
+}
+
+/// A coordinate with digits for a thousandth of what its axis spans.
+pub(in crate::plot) fn coordinate(place: f64, ends: (f64, f64)) -> String {
+    let digits = 2 - magnitude(ends.1 - ends.0);
+    if (0..=8).contains(&digits) { fixed(place, digits as usize) } else { significant(place, 4) }
 }
 
 /// Darker than the band above it, or lighter where that is dark itself.
@@ -434,6 +433,7 @@ fn draw_bar(scene: &mut Scene, panel: &Prepared<'_>, (x, top, bottom): (f64, f64
         scene.rectangle((x, top), (x + BAR, edge(band)), panel.bands.colour(band, theme));
     }
     scene.frame((x - 0.5, top - 0.5), (x + BAR + 0.5, bottom + 0.5), 1.0, palette.muted);
+    scene.text(panel.times(), (x, top - 7.0 - NOTE_LINE / 2.0), NOTE, Side::Start, palette.ink);
     let last = panel.labels.len().saturating_sub(1);
     let step = ((NOTE * 1.15) / height).ceil().max(1.0) as usize;
     for (band, label) in panel.labels.iter().enumerate() {
@@ -449,60 +449,10 @@ fn draw_bar(scene: &mut Scene, panel: &Prepared<'_>, (x, top, bottom): (f64, f64
     }
 }
 
-const SIGN: f64 = 22.0;
-
-/// Entries in lines of some room, each with where it begins.
-fn arranged(entries: Vec<(Sign, String)>, room: f64) -> Vec<Vec<(f64, Sign, String)>> {
-    let mut lines: Vec<Vec<(f64, Sign, String)>> = Vec::new();
-    let mut x = 0.0;
-    for (sign, text) in entries {
-        let width = SIGN + 5.0 + text_width(&text, NOTE) + 16.0;
-        if lines.is_empty() || x + width > room {
-            lines.push(Vec::new());
-            x = 0.0;
-        }
-        if let Some(line) = lines.last_mut() {
-            line.push((x, sign, text));
-        }
-        x += width;
-    }
-    lines
-}
-
-fn draw_legend(
-    scene: &mut Scene,
-    lines: &[Vec<(f64, Sign, String)>],
-    (left, top): (f64, f64),
-    _unnamed: usize,
-    palette: &Palette,
-) {
-    for (row, line) in lines.iter().enumerate() {
-        let y = top + (row as f64 + 0.5) * LEGEND_ROW;
-        for (x, sign, text) in line {
-            let (from, to) = (left + x, left + x + SIGN);
-            let centre = ((from + to) / 2.0, y);
-            match sign {
-                Sign::Mark(kind, hollow) => draw_mark(scene, *kind, *hollow, centre, 0.9),
-                Sign::Arrow => draw_arrow(scene, (from, y), (to, y), true),
-                Sign::Path => {
-                    draw_path(scene, &[((from, y), (to, y))], &[(from + 4.0, y), (to - 4.0, y)]);
-                }
-                Sign::Lowest => draw_cross(scene, centre, 3.6),
-                Sign::Unknown => {
-                    scene.rectangle((from + 2.0, y - 6.0), (to - 2.0, y + 6.0), palette.empty);
-                    scene.hatch((from + 2.0, y - 6.0), (to - 2.0, y + 6.0), palette.hatch);
-                }
-            }
-            scene.text(text.clone(), (to + 5.0, y), NOTE, Side::Start, palette.ink);
-        }
-    }
-    let _ = INK;
-}
-
 /// A line with fewer points, none of those left out farther than [`TOLERANCE`] from it (Douglas and Peucker 1973).
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut kept = vec![false; points.len()];
-    if let (Some(first), Some(_)) = (kept.first_mut(), points.first()) {
+    if let Some(first) = kept.first_mut() {
         *first = true;
     }
     if let Some(last) = kept.last_mut() {
@@ -520,11 +470,10 @@ fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         };
         let between = points.iter().enumerate().take(to).skip(from + 1);
         let farthest = between.map(|(index, point)| (index, distance(point))).max_by(|a, b| a.1.total_cmp(&b.1));
-        if let Some((index, far)) = farthest.filter(|(_, far)| *far > TOLERANCE) {
+        if let Some((index, _)) = farthest.filter(|(_, far)| *far > TOLERANCE) {
             if let Some(kept) = kept.get_mut(index) {
                 *kept = true;
             }
-            debug_assert!(far.is_finite());
             pieces.extend([(from, index), (index, to)]);
         }
     }

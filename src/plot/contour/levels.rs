@@ -1,8 +1,9 @@
 //! Between which numbers bands lie, and what stands beside the colour bar.
 
 use crate::error::{Error, Result};
-use crate::plot::colour::{Rgb, Scale, of_share};
 use crate::plot::Theme;
+use crate::plot::colour::{Rgb, Scale, of_share};
+use crate::plot::number::{magnitude, without};
 
 /// How levels are spaced between the lowest and the highest number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,10 +65,11 @@ impl Bands {
             return Ok(Self { low, high: highest, thresholds: Vec::new(), open: false });
         }
         let closed = count - usize::from(open);
-        let ratio = match closed {
-            0 | 1 => 1.0,
-            _ => ((quantile(BASIN) - low) / range).clamp(NARROWEST, 1.0 / closed as f64).powf(1.0 / (closed - 1) as f64),
-        };
+        // Of few numbers only the lowest itself may be that near.
+        let first =
+            if quantile(BASIN) > low { Some(quantile(BASIN)) } else { numbers.iter().copied().find(|n| *n > low) };
+        let share = ((first.unwrap_or(high) - low) / range).clamp(NARROWEST, 1.0 / closed as f64);
+        let ratio = share.powf(1.0 / closed.saturating_sub(1).max(1) as f64);
         let level = |step: usize| match levels {
             _ if step == closed => high,
             Levels::Log => low + range * ratio.powi((closed - step) as i32),
@@ -89,18 +91,24 @@ impl Bands {
         of_share(share, Scale::Sequential, theme)
     }
 
-    /// Where bands end, from the lowest number on, as texts that differ; that of the open band's beginning says so.
-    pub(super) fn labels(&self) -> Vec<String> {
+    /// Where bands end, from the lowest number on, as texts that differ, and the power of ten that is left out of them. What stands at
+    /// the open band's beginning says so.
+    pub(super) fn labels(&self) -> (Vec<String>, i32) {
         let mut ends = vec![self.low];
         ends.extend(&self.thresholds);
         if !self.open && self.high > self.low {
             ends.push(self.high);
         }
+        // Over many powers of ten each number has its own.
+        let largest = self.low.abs().max(self.high.abs());
+        let few = self.low == 0.0 || (1e-3..1e3).contains(&(self.low / self.high).abs());
+        let power = if (-2..5).contains(&magnitude(largest)) || !few { 0 } else { magnitude(largest) };
+        ends.iter_mut().for_each(|end| *end = without(*end, power));
         let mut labels = distinct(&ends);
         if let Some(last) = labels.last_mut().filter(|_| self.open) {
             last.insert_str(0, "≥ ");
         }
-        labels
+        (labels, power)
     }
 }
 
@@ -136,13 +144,16 @@ mod tests {
         assert!(!bands.open && bands.len() == 12);
         let steps: Vec<f64> = bands.thresholds.iter().chain([&bands.high]).map(|level| level - bands.low).collect();
         let ratio = steps[1] / steps[0];
-        assert!(ratio > 1.1 && steps.windows(2).all(|pair| (pair[1] / pair[0] / ratio - 1.0).abs() < 1e-9), "{steps:?}");
+        assert!(
+            ratio > 1.1 && steps.windows(2).all(|pair| (pair[1] / pair[0] / ratio - 1.0).abs() < 1e-9),
+            "{steps:?}"
+        );
         // The lowest band has the 3 % of the numbers that are nearest to the lowest.
         let within = numbers.iter().filter(|number| **number < bands.thresholds[0]).count();
         assert!((29..=31).contains(&within), "{within}");
         let linear = Bands::new(&mut numbers, Levels::Linear, 4, None)?;
         assert_eq!(linear.thresholds, [2.25, 2.5, 2.75]);
-        assert_eq!(linear.labels(), ["2.00", "2.25", "2.50", "2.75", "3.00"]);
+        assert_eq!(linear.labels().0, ["2.00", "2.25", "2.50", "2.75", "3.00"]);
         Ok(())
     }
 
@@ -153,18 +164,24 @@ mod tests {
         numbers.extend([1e6; 3]);
         let bands = Bands::new(&mut numbers, Levels::Log, 8, None)?;
         assert!(bands.open && bands.high < 100.0 && bands.len() == 8 && bands.thresholds.last() == Some(&bands.high));
-        assert_eq!(bands.labels().last().map(String::as_str), Some("≥ 97.0"));
+        assert_eq!(bands.labels().0.last().map(String::as_str), Some("≥ 97.0"));
         let bands = Bands::new(&mut numbers, Levels::Linear, 6, Some(50.0))?;
         assert_eq!((bands.open, bands.thresholds), (true, vec![10.0, 20.0, 30.0, 40.0, 50.0]));
         assert!(Bands::new(&mut numbers, Levels::Linear, 6, Some(0.0)).is_err());
-        assert_eq!(Bands::new(&mut [3.0; 9], Levels::Log, 6, None)?.labels(), ["3.00"]);
+        assert_eq!(Bands::new(&mut [3.0; 9], Levels::Log, 6, None)?.labels().0, ["3.00"]);
+        let small = Bands::new(&mut [2e-7, 4e-7, 5e-7], Levels::Linear, 2, None)?;
+        assert_eq!(small.labels(), (["2.00", "3.50", "5.00"].map(str::to_owned).to_vec(), -7));
+        // Four numbers give no quantile: the bands begin with the second lowest.
+        let four = Bands::new(&mut [1.0, 1.1, 3.0, 2.0], Levels::Log, 4, None)?;
+        assert!((four.thresholds[0] - 1.1).abs() < 1e-12, "{four:?}");
         Ok(())
     }
 
     #[test]
     fn labels_differ_from_their_neighbours() {
         assert_eq!(distinct(&[0.071_2, 0.071_25, 0.08]), ["0.07120", "0.07125", "0.08000"]);
-        let shown = [(0.0, "0"), (-0.256, "−0.256"), (99.99, "100"), (1234.0, "1234"), (1.5e9, "1.50e9"), (2e-7, "2.00e−7")];
+        let shown =
+            [(0.0, "0"), (-0.256, "−0.256"), (99.99, "100"), (1234.0, "1234"), (1.5e9, "1.50e9"), (2e-7, "2.00e−7")];
         for (number, text) in shown {
             assert_eq!(significant(number, 3), text);
         }

@@ -183,8 +183,6 @@ pub(super) fn draw_path(scene: &mut Scene, pieces: &[(Point, Point)], dots: &[Po
 }
 
 /// Draws all that lies over a field, with names of some size or without.
-///
-/// Returns how many names there was no room for.
 pub(super) fn draw_over(
     scene: &mut Scene,
     plane: &Contours,
@@ -192,7 +190,7 @@ pub(super) fn draw_over(
     lowest: Option<Point>,
     names: Option<f64>,
     inks: (Rgb, Rgb),
-) -> usize {
+) {
     // Marks of small fields are smaller.
     let scale = ((field.to.0 - field.from.0).min(field.to.1 - field.from.1) / 320.0).clamp(0.7, 1.0);
     let reach = |at: Point| {
@@ -248,12 +246,14 @@ pub(super) fn draw_over(
         spots.push((centre, around));
         named.push((mark.name.as_str(), centre, around));
     }
-    let Some(size) = names else { return 0 };
+    let Some(size) = names else { return };
     let room = ((field.to.0 - field.from.0) * 0.45).max(40.0);
+    let texts = told_apart(&named.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), size, room);
     let labels: Vec<Wanted> = named
         .iter()
-        .map(|(name, centre, around)| {
-            let text = fitted(name, size, room);
+        .zip(texts)
+        .map(|((_, centre, around), text)| {
+            let text = fitted(&text, size, room);
             let width = text_width(&text, size);
             Wanted { text, at: *centre, around: *around, size: (width, size * 1.2) }
         })
@@ -263,17 +263,34 @@ pub(super) fn draw_over(
     for (label, place) in labels.iter().zip(&places) {
         let Some(place) = place.as_ref().filter(|_| !label.text.is_empty()) else { continue };
         let middle = ((place.from.0 + place.to.0) / 2.0, (place.from.1 + place.to.1) / 2.0);
-        let near = (label.at.0.clamp(place.from.0, place.to.0), label.at.1.clamp(place.from.1, place.to.1));
-        let (dx, dy) = (near.0 - label.at.0, near.1 - label.at.1);
-        let distance = dx.hypot(dy);
-        if distance > label.around + FAR {
-            let start = (label.at.0 + dx / distance * label.around, label.at.1 + dy / distance * label.around);
-            scene.path(vec![start, near], 2.6, inks.1);
-            scene.path(vec![start, near], 0.9, inks.0);
+        if let Some((from, to)) = label.leader(place) {
+            scene.path(vec![from, to], 2.6, inks.1);
+            scene.path(vec![from, to], 0.9, inks.0);
         }
         scene.haloed_text(&label.text, middle, size, Side::Middle, inks);
     }
-    labels.iter().zip(&places).filter(|(label, place)| place.is_none() && !label.text.is_empty()).count()
+}
+
+/// Names, or where one is too long for its room, what is left of them without the folders that all have in common.
+fn told_apart(names: &[&str], size: f64, room: f64) -> Vec<String> {
+    let mut parts: Vec<Vec<&str>> = names.iter().map(|name| name.split('/').collect()).collect();
+    if names.len() > 1 && names.iter().any(|name| text_width(name, size) > room) {
+        let common = |parts: &[Vec<&str>], part: fn(&Vec<&str>) -> Option<String>| {
+            let first = parts.first().and_then(part);
+            first.is_some() && parts.iter().all(|parts| parts.len() > 1 && part(parts) == first)
+        };
+        while common(&parts, |parts| parts.first().map(|part| (*part).to_owned())) {
+            for parts in &mut parts {
+                parts.remove(0);
+            }
+        }
+        while common(&parts, |parts| parts.last().map(|part| (*part).to_owned())) {
+            for parts in &mut parts {
+                parts.pop();
+            }
+        }
+    }
+    parts.iter().map(|parts| parts.join("/")).collect()
 }
 
 /// A name at this distance from its mark is led to by a line.
@@ -287,6 +304,17 @@ struct Wanted {
     size: (f64, f64),
 }
 
+impl Wanted {
+    /// The line from a mark to a name that is far from it.
+    fn leader(&self, place: &Box) -> Option<(Point, Point)> {
+        let near = (self.at.0.clamp(place.from.0, place.to.0), self.at.1.clamp(place.from.1, place.to.1));
+        let (dx, dy) = (near.0 - self.at.0, near.1 - self.at.1);
+        let (distance, around) = (dx.hypot(dy), self.around);
+        let start = (self.at.0 + dx / distance * around, self.at.1 + dy / distance * around);
+        (distance > around + FAR).then_some((start, near))
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Box {
     from: Point,
@@ -294,6 +322,10 @@ struct Box {
 }
 
 impl Box {
+    fn around(at: Point, reach: f64) -> Self {
+        Self { from: (at.0 - reach, at.1 - reach), to: (at.0 + reach, at.1 + reach) }
+    }
+
     fn meets(&self, other: &Self) -> bool {
         self.from.0 < other.to.0 && other.from.0 < self.to.0 && self.from.1 < other.to.1 && other.from.1 < self.to.1
     }
@@ -306,39 +338,46 @@ impl Box {
     }
 }
 
-/// Places for names: of eight sides at growing distances each takes the cheapest that no name before it has. It costs to cover marks or
-/// lines, to be far, and a little not to be at the right.
+/// Places for names: around each mark, from near to far, it takes the cheapest. It costs to cover names, marks or lines, to be far, to be
+/// led to across others, and a little not to be at the right.
 fn placed(labels: &[Wanted], bounds: &Box, spots: &[(Point, f64)], lines: &[(Point, Point)]) -> Vec<Option<Box>> {
-    const SIDES: [(f64, f64); 8] =
-        [(1.0, 0.0), (0.0, -1.0), (-1.0, 0.0), (0.0, 1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, -1.0), (-1.0, 1.0)];
-    const DISTANCES: [f64; 8] = [2.5, 6.0, 12.0, 20.0, 32.0, 48.0, 68.0, 92.0];
+    const DISTANCES: [f64; 11] = [2.5, 6.0, 12.0, 20.0, 32.0, 48.0, 68.0, 92.0, 120.0, 150.0, 180.0];
+    /// Sides in eighths of a turn from the right: right, above, left, below, and then what is between.
+    const SIDES: [f64; 16] = [0.0, 2.0, 4.0, 6.0, 1.0, 7.0, 3.0, 5.0, 0.5, 7.5, 3.5, 4.5, 1.5, 6.5, 2.5, 5.5];
+    let spots: Vec<Box> = spots.iter().map(|(at, around)| Box::around(*at, *around)).collect();
+    let mut lines = lines.to_vec();
     let mut taken: Vec<Option<Box>> = Vec::new();
     for label in labels {
+        let half = (label.size.0 / 2.0, label.size.1 / 2.0);
         let mut best: Option<(f64, Box)> = None;
-        for (far, distance) in DISTANCES.iter().enumerate() {
+        for distance in DISTANCES {
             for (order, side) in SIDES.iter().enumerate() {
-                let slant = if side.0 != 0.0 && side.1 != 0.0 { std::f64::consts::FRAC_1_SQRT_2 } else { 1.0 };
-                let away = (label.around + distance) * slant;
-                let half = (label.size.0 / 2.0, label.size.1 / 2.0);
-                let middle = (label.at.0 + side.0 * (away + half.0), label.at.1 + side.1 * (away + half.1));
-                let place = Box {
-                    from: (middle.0 - half.0, middle.1 - half.1),
-                    to: (middle.0 + half.0, middle.1 + half.1),
-                };
-                if !place.is_in(bounds) || taken.iter().flatten().any(|other| place.meets(other)) {
+                let (down, along) = (side * std::f64::consts::FRAC_PI_4).sin_cos();
+                let away = label.around + distance;
+                // The side or the corner that is nearest to the mark lies on a circle around it.
+                let shift = |way: f64| if way.abs() < 0.3 { 0.0 } else { way.signum() };
+                let middle = (
+                    label.at.0 + along * away + shift(along) * half.0,
+                    label.at.1 - down * away - shift(down) * half.1,
+                );
+                let place =
+                    Box { from: (middle.0 - half.0, middle.1 - half.1), to: (middle.0 + half.0, middle.1 + half.1) };
+                if !place.is_in(bounds) {
                     continue;
                 }
-                let spot = |(at, around): &(Point, f64)| {
-                    Box { from: (at.0 - around, at.1 - around), to: (at.0 + around, at.1 + around) }
-                };
-                let covered = spots.iter().filter(|other| place.meets(&spot(other))).count() as f64;
+                let others = || taken.iter().flatten();
+                let covered = spots.iter().filter(|spot| place.meets(spot)).count() as f64;
+                let names = others().filter(|other| place.meets(other)).count() as f64;
                 let crossed: f64 = lines.iter().map(|line| length_in(line, &place)).sum();
-                let cost = 60.0 * covered + crossed + 0.5 * distance + order as f64 * 0.7 + far as f64;
+                let leader = label.leader(&place);
+                let led: f64 = leader.iter().flat_map(|line| others().map(|other| length_in(line, other))).sum();
+                let cost = 2000.0 * names + 60.0 * covered + crossed + 3.0 * led + 0.6 * distance + 0.5 * order as f64;
                 if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                     best = Some((cost, place));
                 }
             }
         }
+        lines.extend(best.as_ref().and_then(|(_, place)| label.leader(place)));
         taken.push(best.map(|(_, place)| place));
     }
     taken
@@ -374,6 +413,9 @@ mod tests {
         // With nothing in the way a name is at its mark's right; with a line there it is not.
         let alone = |lines: &[(Point, Point)]| placed(&[wanted((200.0, 150.0), 50.0)], &bounds, &[], lines);
         assert!(alone(&[]).iter().flatten().all(|place| place.from.0 > 200.0 && place.from.1 < 150.0));
+        assert_eq!(told_apart(&["a/b/one/x.bin", "a/b/two/x.bin"], 12.0, 50.0), ["one", "two"]);
+        assert_eq!(told_apart(&["a/b", "a/b"], 12.0, 1.0), ["b", "b"]);
+        assert_eq!(told_apart(&["a/b", "a/c"], 12.0, 100.0), ["a/b", "a/c"]);
         let line = ((200.0, 150.0), (390.0, 150.0));
         assert!(alone(&[line]).iter().flatten().all(|place| length_in(&line, place) == 0.0));
         // No room is no place.

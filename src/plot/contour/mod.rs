@@ -7,6 +7,7 @@
 
 mod bands;
 mod layout;
+mod legend;
 mod levels;
 mod marks;
 
