@@ -5,6 +5,8 @@
 //! Colours can be told apart by colour-blind readers and, from zero on, in grey.
 
 #[cfg(feature = "plot")]
+mod area;
+#[cfg(feature = "plot")]
 mod axis;
 #[cfg(feature = "plot")]
 mod box_plot;
@@ -127,7 +129,8 @@ pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>
             let svg = svg.replacen(&format!("<svg width=\"{width}\" height=\"{height}\""), &sized, 1);
             // What is so without saying makes up a third of a large heatmap.
             let svg = svg.replace("<polyline ", "<polyline stroke-linejoin=\"round\" ");
-            Ok(svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"/>", "/>").into_bytes())
+            let svg = svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"/>", "/>");
+            Ok(with_halos(svg, 2.0 * scene::HALO * scene.fine()).into_bytes())
         }
         ImageKind::Png => {
             let mut pixels = vec![0; width as usize * height as usize * 3];
@@ -136,6 +139,20 @@ pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>
                 .map_err(|error| Error::Recipe(format!("cannot write the picture as PNG: {error}")))
         }
     }
+}
+
+/// The SVG with outlines, `width` wide, of the letters that are to have a halo.
+#[cfg(feature = "plot")]
+fn with_halos(svg: String, width: f64) -> String {
+    let mut parts = svg.split(font::HALO_STYLE);
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // The colour stands right before.
+        let colour = whole.rfind("fill=\"").and_then(|at| whole.get(at + 5..)).unwrap_or_default().to_owned();
+        whole += &format!(" stroke={colour} stroke-width=\"{width}\" stroke-linejoin=\"round\" aria-hidden=\"true\"");
+        whole += part;
+    }
+    whole
 }
 
 /// Red, green and blue of each pixel, as PNG.

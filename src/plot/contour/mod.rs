@@ -5,7 +5,11 @@
 //! geometrically above the lowest number, `lowest + (highest − lowest) · rᵏ`, as losses rise from a basin by orders of
 //! magnitude; what is above a cut has the last colour.
 
+mod bands;
+mod layout;
+mod legend;
 mod levels;
+mod marks;
 
 pub use levels::Levels;
 
