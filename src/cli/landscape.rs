@@ -152,6 +152,7 @@ struct Setting {
 impl Run for Landscape {
     fn run(self, common: &Common) -> anyhow::Result<ExitCode> {
         let report = common.report();
+        self.objective.check()?;
         self.check()?;
         if self.directions == Directions::Random {
             self.random(common, &report)?;

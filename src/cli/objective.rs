@@ -158,7 +158,6 @@ impl ObjectiveOptions {
         report: &Report,
         work: impl FnOnce(&Judged<'_>) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        self.check()?;
         #[cfg(feature = "diffusion")]
         if self.objective != Kind::Cmd {
             return self.networks.with(self.objective, (base, around), outputs, common, report, work);
@@ -177,7 +176,7 @@ impl ObjectiveOptions {
     }
 
     /// That nothing is said of other objectives.
-    fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self) -> Result<(), Error> {
         let given = [(self.command.is_some() || self.jobs > 1, Kind::Cmd, "--command and --jobs")];
         #[cfg(feature = "diffusion")]
         let given = {

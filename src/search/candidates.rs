@@ -113,14 +113,20 @@ impl Candidates {
     pub fn tensor(&self, name: &str, weights: &[f64]) -> Option<Vec<f32>> {
         assert_eq!(weights.len(), self.models, "each vector has a weight");
         let Resident { base, vectors } = self.tensors.get(*self.index.get(name)?)?;
-        let mut out = base.clone();
-        let used: Vec<(&Vec<f32>, f32)> =
-            vectors.iter().zip(weights).map(|(vector, &weight)| (vector, weight as f32)).filter(|(_, w)| *w != 0.0).collect();
-        for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
-            for (vector, weight) in &used {
-                let vector = vector.get(chunk * CHUNK..).unwrap_or_default();
-                out.iter_mut().zip(vector).for_each(|(out, value)| *out += weight * value);
+        let used = vectors.iter().zip(weights).map(|(vector, &weight)| (vector, weight as f32));
+        let used: Vec<(&Vec<f32>, f32)> = used.filter(|(_, weight)| *weight != 0.0).collect();
+        let Some(((first, weight), others)) = used.split_first() else { return Some(base.clone()) };
+        let mut out = Vec::with_capacity(base.len());
+        for start in (0..base.len()).step_by(CHUNK) {
+            let chunk = start..base.len().min(start + CHUNK);
+            let mut sum = first.get(chunk.clone()).unwrap_or_default().to_vec();
+            sum.iter_mut().for_each(|value| *value *= weight);
+            for (vector, weight) in others {
+                let vector = vector.get(chunk.clone()).unwrap_or_default();
+                sum.iter_mut().zip(vector).for_each(|(sum, value)| *sum += weight * value);
             }
+            let base = base.get(chunk.clone()).unwrap_or_default();
+            out.extend(base.iter().zip(&sum).map(|(base, sum)| base + sum));
         }
         Some(out)
     }

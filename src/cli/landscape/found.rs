@@ -108,10 +108,11 @@ impl Found {
     }
 
     fn title(&self) -> String {
-        let models: Vec<&str> = self.members.iter().filter(|member| member.kind != MarkKind::Merge).map(|m| m.name.as_str()).collect();
+        let models = self.members.iter().filter(|member| member.kind != MarkKind::Merge);
+        let models: Vec<&str> = models.map(|member| member.name.as_str()).collect();
         match (&models[..], self.energy) {
             ([alone], _) => format!("Random plane around {alone}"),
-            (models, Some(_)) => format!("Principal plane of {} models", models.len()),
+            (models, Some(_)) => format!("Principal plane of {} models", models.len() - 1),
             (models, None) => format!("Plane through {}", models.join(", ")),
         }
     }
