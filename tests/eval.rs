@@ -4,6 +4,7 @@ mod distances;
 mod extractors;
 mod fid;
 mod images;
+mod training;
 
 use crate::model::{Contents, Outcome, fixture, read};
 use ckptmerge::Checkpoint;

@@ -488,7 +488,7 @@ impl Finetune {
         write_small(&folder.join(CONFIG), format!("{:#}\n", shared.config.to_json()))?;
         write_small(&folder.join(SCHEDULER), format!("{:#}\n", shared.scheduler.to_json()))?;
         write_small(&folder.join(LOG), Row::csv(&rows))?;
-        train::write_model(&folder.join(MODEL), &trainer, &metadata)?;
+        train::write_model(&folder.join(MODEL), trainer.kept(), &metadata)?;
         #[cfg(feature = "plot")]
         if let Err(error) = write_picture(&folder.join(PICTURE), &rows, &copy.timesteps.own) {
             report.warn(&format!("{} was not drawn: {error}", folder.join(PICTURE).display()));

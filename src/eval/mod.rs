@@ -15,7 +15,7 @@ mod precision_recall;
 mod random;
 mod statistics;
 
-pub use extractors::{EXTRACTORS, Extractor, Kind, Resize, extractor, is_fid};
+pub use extractors::{Classifier, EXTRACTORS, Extractor, Kind, Resize, extractor, is_fid};
 pub use features::{Features, extract, features, statistics};
 pub use frechet::Reference;
 pub use infinity::{INFINITY_POINTS, Infinity, infinity};

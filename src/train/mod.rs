@@ -1,4 +1,4 @@
-//! Training of diffusion models: Decouple-then-Merge's first stage (Ma et al. 2025).
+//! Training of diffusion models: Decouple-then-Merge's first stage (Ma et al. 2025). [`Parameters`] are tensors of any network.
 //!
 //! A copy of a model is trained on a range of timesteps ([`Timesteps`]), to answer with the noise and to stay consistent with the
 //! model that it began as ([`Objective`]). Every random number is a function of the seed and the number of an image in the whole
@@ -10,6 +10,7 @@ mod log;
 mod loss;
 mod network;
 mod optimizer;
+mod parameters;
 mod rate;
 mod run;
 mod state;
@@ -21,11 +22,12 @@ pub use data::{Crop, Data};
 pub use gradients::{Alike, Gradients};
 pub use log::{COLUMNS, Row};
 pub use loss::{Batch, Losses, Objective};
-pub use network::{Network, Source};
+pub use network::{Network, Source, drawn};
 pub use optimizer::{AdamW, MovingAverage};
+pub use parameters::{Kept, Parameters};
 pub use rate::{Course, Rate};
 pub use run::{Training, train};
 pub use state::{restore, save, write_model};
 pub use timesteps::Timesteps;
-pub use trainer::{Kept, Method, Trainer};
+pub use trainer::{Method, Trainer};
 pub use weighting::{WEIGHTINGS, Weighting};

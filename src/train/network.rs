@@ -105,11 +105,18 @@ impl Backend {
             let value = if name.ends_with(".weight") { 1.0 } else { 0.0 };
             return vec![value; shape.elem_count()];
         };
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let mut words = vec![0; shape.elem_count()];
-        Key::new(seed, name, 0).fill(0, &mut words);
-        words.into_iter().map(|word| (bound * ((f64::from(word) + 0.5) / 2_147_483_648.0 - 1.0)) as f32).collect()
+        drawn(seed, name, inputs, shape.elem_count())
     }
+}
+
+/// The first values of a tensor of a convolution or linear layer, whose outputs have so many inputs each: U(−1/√n, 1/√n), as torch
+/// draws them.
+#[must_use]
+pub fn drawn(seed: u64, name: &str, inputs: usize, count: usize) -> Vec<f32> {
+    let bound = 1.0 / (inputs as f64).sqrt();
+    let mut words = vec![0; count];
+    Key::new(seed, name, 0).fill(0, &mut words);
+    words.into_iter().map(|word| (bound * ((f64::from(word) + 0.5) / 2_147_483_648.0 - 1.0)) as f32).collect()
 }
 
 impl SimpleBackend for Backend {

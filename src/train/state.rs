@@ -1,6 +1,7 @@
 //! A training that can be gone on with: weights, moments, averages and the log, in one safetensors file.
 
 use super::log::{COLUMNS, Row};
+use super::parameters::Kept;
 use super::trainer::Trainer;
 use crate::checkpoint::{Checkpoint, format};
 use crate::diffusion::Weights;
@@ -89,9 +90,12 @@ fn difference(before: &Value, now: &Value) -> Option<String> {
 ///
 /// # Errors
 /// Those of writing.
-pub fn write_model(path: &Path, trainer: &Trainer, metadata: &[(&str, String)]) -> Result<()> {
-    let parts: Vec<(&str, Vec<u64>, Vec<u8>)> = trainer
-        .kept()
+pub fn write_model<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = Kept<'a>>,
+    metadata: &[(&str, String)],
+) -> Result<()> {
+    let parts: Vec<(&str, Vec<u64>, Vec<u8>)> = tensors
         .map(|kept| {
             let shape = kept.shape.iter().map(|&n| n as u64).collect();
             (kept.name, shape, bytes(kept.average.unwrap_or(kept.weights)))

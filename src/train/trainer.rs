@@ -3,15 +3,11 @@
 use super::loss::{Batch, Losses, Objective};
 use super::network::Network;
 use super::optimizer::{AdamW, MovingAverage};
+use super::parameters::{Kept, Parameters};
 use crate::diffusion::schedulers::Noising;
 use crate::diffusion::unet::UNet2D;
 use crate::error::{Error, Result};
-use candle_core::{Device, Tensor, Var};
-use rayon::prelude::*;
 use std::sync::Arc;
-
-/// What a gradient's norm may be more than what it is cut to, as in torch.
-const CLIP_EPSILON: f64 = 1e-6;
 
 /// How a network is trained.
 #[derive(Clone, Copy, Debug)]
@@ -26,41 +22,13 @@ pub struct Method {
     pub average: Option<MovingAverage>,
 }
 
-/// A tensor in training.
-struct Parameter {
-    name: String,
-    var: Var,
-    weights: Vec<f32>,
-    gradient: Vec<f32>,
-    moments: [Vec<f32>; 2],
-    /// Empty without a moving average.
-    average: Vec<f32>,
-}
-
-/// What of a parameter must be kept to go on with its training.
-pub struct Kept<'a> {
-    /// The tensor's name.
-    pub name: &'a str,
-    /// Its elements along each dimension.
-    pub shape: &'a [usize],
-    /// The weights.
-    pub weights: &'a [f32],
-    /// The optimizer's first and second moments.
-    pub moments: [&'a [f32]; 2],
-    /// The moving average, if one is kept.
-    pub average: Option<&'a [f32]>,
-}
-
 /// A network in training.
 pub struct Trainer {
     unet: UNet2D,
     base: Option<Arc<UNet2D>>,
     noising: Noising,
-    method: Method,
-    parameters: Vec<Parameter>,
-    /// Batches whose gradients were added since the last step.
-    batches: u32,
-    steps: u64,
+    objective: Objective,
+    parameters: Parameters,
 }
 
 impl Trainer {
@@ -69,20 +37,15 @@ impl Trainer {
     /// # Errors
     /// candle's.
     pub fn new(network: Network, base: Option<Arc<UNet2D>>, noising: Noising, method: Method) -> Result<Self> {
-        let mut parameters = Vec::with_capacity(network.weights.len());
-        for (name, var) in network.weights {
-            let weights = var.flatten_all()?.to_vec1::<f32>()?;
-            let zeros = || vec![0.0; weights.len()];
-            let average = if method.average.is_some() { weights.clone() } else { Vec::new() };
-            parameters.push(Parameter { name, var, gradient: zeros(), moments: [zeros(), zeros()], average, weights });
-        }
-        Ok(Self { unet: network.unet, base, noising, method, parameters, batches: 0, steps: 0 })
+        let Method { objective, optimizer, clip, average } = method;
+        let parameters = Parameters::new(network.weights, optimizer, clip, average)?;
+        Ok(Self { unet: network.unet, base, noising, objective, parameters })
     }
 
     /// Steps that were taken.
     #[must_use]
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.parameters.steps()
     }
 
     /// Adds the gradient of a batch's loss.
@@ -90,25 +53,17 @@ impl Trainer {
     /// # Errors
     /// [`Error::Network`] if the loss is not a number; candle's.
     pub fn accumulate(&mut self, batch: &Batch) -> Result<Losses> {
-        let (loss, losses) = self.method.objective.of(&self.unet, self.base.as_deref(), &self.noising, batch)?;
+        let (loss, losses) = self.objective.of(&self.unet, self.base.as_deref(), &self.noising, batch)?;
         if !losses.total.is_finite() {
-            let remedy = if self.steps == 0 {
+            let remedy = if self.steps() == 0 {
                 "weights or configuration of the base are broken (`ckptmerge inspect BASE --stats` tells of NaN)"
             } else {
                 "train with a lower --lr"
             };
-            let message = format!("the loss of step {} is not a number: {remedy}", self.steps + 1);
+            let message = format!("the loss of step {} is not a number: {remedy}", self.steps() + 1);
             return Err(Error::Network(message));
         }
-        let gradients = loss.backward()?;
-        for parameter in &mut self.parameters {
-            let gradient = gradients.get(&parameter.var).ok_or_else(|| {
-                Error::Network(format!("the loss does not depend on the tensor `{}`", parameter.name))
-            })?;
-            let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-            parameter.gradient.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
-        }
-        self.batches += 1;
+        self.parameters.add(&loss)?;
         Ok(losses)
     }
 
@@ -118,68 +73,19 @@ impl Trainer {
     /// # Errors
     /// [`Error::Network`] if the gradient is not finite; candle's.
     pub fn step(&mut self, rate: f64) -> Result<f64> {
-        let share = 1.0 / self.batches.max(1) as f32;
-        let squares = |parameter: &Parameter| -> f64 {
-            parameter.gradient.iter().map(|&value| f64::from(value * share).powi(2)).sum()
-        };
-        let norm = self.parameters.iter().map(squares).sum::<f64>().sqrt();
-        if !norm.is_finite() {
-            let message = format!("the gradient of step {} is not finite: train with a lower --lr", self.steps + 1);
-            return Err(Error::Network(message));
-        }
-        let cut = self.method.clip.map_or(1.0, |most| (most / (norm + CLIP_EPSILON)).min(1.0));
-        let scale = share * cut as f32;
-        let (number, method) = (self.steps + 1, &self.method);
-        self.parameters.par_iter_mut().try_for_each(|parameter| {
-            let Parameter { var, weights, gradient, moments: [first, second], average, .. } = parameter;
-            gradient.iter_mut().for_each(|value| *value *= scale);
-            method.optimizer.step(rate, number, weights, gradient, [first, second]);
-            if let Some(moving) = &method.average {
-                moving.update(number - 1, average, weights);
-            }
-            gradient.fill(0.0);
-            var.set(&Tensor::from_slice(weights, var.shape(), &Device::Cpu)?)
-        })?;
-        (self.batches, self.steps) = (0, number);
-        Ok(norm)
+        self.parameters.step(rate)
     }
 
     /// All that must be kept to go on, in the order of the network.
     pub fn kept(&self) -> impl Iterator<Item = Kept<'_>> {
-        self.parameters.iter().map(|parameter| Kept {
-            name: &parameter.name,
-            shape: parameter.var.dims(),
-            weights: &parameter.weights,
-            moments: [&parameter.moments[0], &parameter.moments[1]],
-            average: self.method.average.map(|_| &parameter.average[..]),
-        })
+        self.parameters.kept()
     }
 
-    /// Goes on from what was [kept](Self::kept) behind so many steps: `read` gives weights, first and second moments and the average
-    /// (`weights`, `first`, `second`, `average`) of a tensor by its name.
+    /// Goes on from what was [kept](Self::kept) behind so many steps, as [`Parameters::restore`].
     ///
     /// # Errors
     /// Those of `read`; candle's.
-    pub fn restore(&mut self, steps: u64, mut read: impl FnMut(&str, &str) -> Result<Vec<f32>>) -> Result<()> {
-        for parameter in &mut self.parameters {
-            let Parameter { name, var, weights, moments: [first, second], average, .. } = parameter;
-            let kinds = [("weights", weights), ("first", first), ("second", second), ("average", average)];
-            for (kind, values) in kinds.into_iter().filter(|(_, values)| !values.is_empty()) {
-                let found = read(kind, name)?;
-                if found.len() != values.len() {
-                    let message = format!("the state has {} {kind} of `{name}`, not {}", found.len(), values.len());
-                    return Err(Error::Recipe(message));
-                }
-                if found.iter().any(|value| !value.is_finite()) {
-                    return Err(Error::Recipe(format!(
-                        "the state's {kind} of `{name}` are not all numbers; begin anew"
-                    )));
-                }
-                *values = found;
-            }
-            var.set(&Tensor::from_slice(&parameter.weights, var.shape(), &Device::Cpu)?)?;
-        }
-        self.steps = steps;
-        Ok(())
+    pub fn restore(&mut self, steps: u64, read: impl FnMut(&str, &str) -> Result<Vec<f32>>) -> Result<()> {
+        self.parameters.restore(steps, read)
     }
 }

@@ -64,7 +64,10 @@ pub fn conv2d(images: &Tensor, kernels: &Tensor, bias: Option<&Tensor>, window: 
 /// If the shapes do not agree.
 pub fn linear(inputs: &Tensor, weights: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (batch, columns) = inputs.dims2()?;
-    let (rows, _) = weights.dims2()?;
+    let (rows, taken) = weights.dims2()?;
+    if taken != columns {
+        bail!("a layer of {taken} inputs does not take {columns} numbers");
+    }
     if is_ours(inputs) {
         let (pixels, kernels) = (inputs.reshape((batch, columns, 1, 1))?, weights.reshape((rows, columns, 1, 1))?);
         return conv2d(&pixels, &kernels, bias, Window::PLAIN)?.reshape((batch, rows));

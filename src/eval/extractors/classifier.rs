@@ -26,7 +26,7 @@
 use super::{Extractor, Kind, Resize, each_alone};
 use crate::checkpoint::{Checkpoint, read_text};
 use crate::diffusion::Weights;
-use crate::diffusion::nn::{Window, conv2d};
+use crate::diffusion::nn::{Window, conv2d, linear, max_pool2d};
 use crate::error::{Error, Result};
 use crate::images::{Image, resize};
 use candle_core::{DType, Device, Tensor};
@@ -71,7 +71,7 @@ const PADDING: u64 = 64;
 const MOST: usize = 1 << 28;
 
 /// A network and the images it takes.
-pub(super) struct Classifier {
+pub struct Classifier {
     name: String,
     id: String,
     resize: Option<Resize>,
@@ -94,11 +94,12 @@ enum Layer {
 }
 
 impl Classifier {
-    /// By its description, of the file `path`, and its weights.
+    /// By its description, of the file `path`, and its weights. `name` is what it is for people, `id` what tells it from all
+    /// others. Weights that are `candle_core::Var`s have gradients.
     ///
     /// # Errors
     /// [`Error::Model`] naming the description if it says something that cannot be, or a tensor that is not there.
-    pub(super) fn new(
+    pub fn new(
         description: &str,
         path: &Path,
         weights: &VarBuilder<'_>,
@@ -217,26 +218,32 @@ impl Classifier {
         Ok(classifier)
     }
 
-    fn forward(&self, input: &Tensor) -> candle_core::Result<Tensor> {
+    /// What the layers up to the one that `features` names make of images (batch, channels, rows, columns) as
+    /// [`input`](Self::input) gives them. An image's are the same bits in any batch.
+    ///
+    /// # Errors
+    /// If the images are not of the shape that the network takes.
+    pub fn forward(&self, input: &Tensor) -> candle_core::Result<Tensor> {
         let step = |input: Tensor, layer: &Layer| match layer {
             Layer::Convolution { kernels, bias, window } => {
                 check_convolution(&input, kernels, *window)?;
                 conv2d(&input, kernels, bias.as_ref(), *window)
             }
-            Layer::Linear { weight, bias } => {
-                let output = input.matmul(&weight.t()?)?;
-                bias.as_ref().map_or_else(|| Ok(output.clone()), |bias| output.broadcast_add(bias))
-            }
+            Layer::Linear { weight, bias } => linear(&input, weight, bias.as_ref()),
             Layer::Relu => input.relu(),
             Layer::Silu => input.silu(),
-            Layer::Largest { size, stride } => input.max_pool2d_with_stride(*size, *stride),
+            Layer::Largest { size, stride } => max_pool2d(&input, *size, *stride),
             Layer::Mean { size, stride } => input.avg_pool2d_with_stride(*size, *stride),
             Layer::Flatten => input.flatten_from(1),
         };
         self.layers.iter().try_fold(input.clone(), step)
     }
 
-    fn input(&self, image: &Image) -> Result<Tensor> {
+    /// An image as the network takes it: (1, channels, rows, columns), resized if that was asked, less `mean` and over `std`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the image if it has other channels, or another size and is not to be resized.
+    pub fn input(&self, image: &Image) -> Result<Tensor> {
         let wrong = |message: String| Error::model(Path::new(&image.origin), message);
         if image.channels != self.channels {
             let wanted = if self.channels == 1 { "grey" } else { "RGB" };

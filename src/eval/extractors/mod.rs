@@ -5,6 +5,8 @@ mod digits;
 mod inception;
 mod pixels;
 
+pub use classifier::Classifier;
+
 use crate::error::{Error, Result};
 use crate::images::Image;
 use candle_core::Tensor;
