@@ -49,11 +49,11 @@ impl Lattice {
         while ends.0 <= ends.1 && cells.iter().any(Option::is_none) {
             let before = cells.clone();
             for (place, cell) in cells.iter_mut().enumerate().filter(|(_, cell)| cell.is_none()) {
-                let (row, column) = ((place / width) as isize, (place % width) as isize);
+                let (row, column) = (place / width, place % width);
                 let at = |down: isize, across: isize| {
-                    let (row, column) = (row + down, column + across);
-                    let inside = row >= 0 && (0..width as isize).contains(&column);
-                    before.get(row as usize * width + column as usize).copied().flatten().filter(|_| inside)
+                    let (row, column) = (row.checked_add_signed(down)?, column.checked_add_signed(across)?);
+                    let place = row * width + column;
+                    before.get(place).copied().flatten().filter(|_| column < width)
                 };
                 let sides = [(0, -1), (0, 1), (-1, 0), (1, 0)];
                 let near = sides.map(|(down, across)| at(down, across));

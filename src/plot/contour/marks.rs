@@ -46,6 +46,10 @@ impl Field {
 
     /// What of the line from `a` to `b` lies in the field (Liang and Barsky 1984).
     fn clipped(&self, a: Point, b: Point) -> Option<(Point, Point)> {
+        // What is not finite, or farther than differences tell from there, has no line.
+        if ![a.0, a.1, b.0, b.1].iter().all(|place| place.abs() < 1e9) {
+            return None;
+        }
         let (dx, dy) = (b.0 - a.0, b.1 - a.1);
         let (mut enters, mut leaves) = (0f64, 1f64);
         for (speed, room) in
