@@ -138,6 +138,33 @@ fn lines_lie_where_the_level_is() -> Result<()> {
     Ok(())
 }
 
+/// A parabola stays one between the points, however uneven, and the points of any lattice stay themselves.
+#[test]
+fn smooth_lattices_keep_their_points() {
+    let (xs, ys) = (vec![-1.0, -0.7, 0.1, 0.2, 1.5], vec![0.0, 1.0, 1.5, 4.0]);
+    let loss = |x: f64, y: f64| 0.3 + (x - 0.4) * (x + 0.1) - 2.0 * x * y + 0.7 * y * y;
+    let plane = Contours { panels: vec![panel("", &xs, &ys, loss)], xs, ys, ..Contours::default() };
+    let smooth = Lattice::of(&plane, &plane.panels[0].values).smooth();
+    let least = plane.panels[0].numbers().fold(f64::INFINITY, f64::min);
+    let most = plane.panels[0].numbers().fold(f64::NEG_INFINITY, f64::max);
+    assert!(smooth.xs.len() > 100 && smooth.ys.len() > 100);
+    for (row, y) in smooth.numbers.chunks(smooth.xs.len()).zip(&smooth.ys) {
+        for (number, x) in row.iter().zip(&smooth.xs) {
+            assert!((number - loss(*x, *y).clamp(least, most)).abs() < 1e-9, "({x}, {y}): {number}");
+        }
+    }
+    let rough = rough(12);
+    let smooth = Lattice::of(&rough, &rough.panels[0].values).smooth();
+    for (y, row) in rough.ys.iter().zip(&rough.panels[0].values) {
+        for (x, number) in rough.xs.iter().zip(row) {
+            let at = |places: &[f64], place: f64| places.iter().position(|other| (other - place).abs() < 1e-12);
+            let (column, row) = (at(&smooth.xs, *x).expect("it is there"), at(&smooth.ys, *y).expect("it is there"));
+            let found = smooth.numbers[row * smooth.xs.len() + column];
+            assert!(number.is_some_and(|number| (number - found).abs() < 1e-12), "({x}, {y})");
+        }
+    }
+}
+
 /// Every pixel of a field without marks has the colour of a band, or one between two of them: none is the paper's.
 #[test]
 fn fields_have_no_seams() -> Result<()> {
