@@ -34,6 +34,8 @@ mod stroke;
 pub mod terminal;
 #[cfg(all(test, feature = "plot"))]
 mod tests;
+#[cfg(feature = "plot")]
+mod vtk;
 
 #[cfg(feature = "plot")]
 pub use axis::Axis;
@@ -49,11 +51,13 @@ pub use heatmap::Heatmap;
 #[cfg(feature = "plot")]
 pub use histogram::Histogram;
 #[cfg(feature = "plot")]
-pub use interactive::{Details, Place, Weight};
+pub use interactive::{Details, Place, Weight, interactive};
 #[cfg(feature = "plot")]
 pub use lines::{Lines, Series};
 #[cfg(feature = "plot")]
 pub use scene::{LARGEST, Scene, Side};
+#[cfg(feature = "plot")]
+pub use vtk::vtk;
 
 #[cfg(feature = "plot")]
 use crate::error::{Error, Result};
@@ -117,7 +121,12 @@ pub trait Plot {
 /// [`Error::Recipe`] with what is wrong with the numbers.
 #[cfg(feature = "plot")]
 pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>> {
-    let scene = plot.scene(kind, theme)?;
+    written(&plot.scene(kind, theme)?, kind)
+}
+
+/// The bytes of a scene's picture.
+#[cfg(feature = "plot")]
+fn written(scene: &Scene, kind: ImageKind) -> Result<Vec<u8>> {
     let (width, height) = scene.pixels();
     match kind {
         ImageKind::Svg => {
@@ -127,8 +136,9 @@ pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>
             let (wide, high) = scene.size();
             let sized = format!("<svg width=\"{wide}\" height=\"{high}\"");
             let svg = svg.replacen(&format!("<svg width=\"{width}\" height=\"{height}\""), &sized, 1);
+            // Lines end and turn as they do in PNG.
+            let svg = svg.replacen('>', " stroke-linejoin=\"round\" stroke-linecap=\"round\">", 1);
             // What is so without saying makes up a third of a large heatmap.
-            let svg = svg.replace("<polyline ", "<polyline stroke-linejoin=\"round\" ");
             let svg = svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"/>", "/>");
             Ok(with_halos(svg, 2.0 * scene::HALO * scene.fine()).into_bytes())
         }
@@ -149,7 +159,7 @@ fn with_halos(svg: String, width: f64) -> String {
     for part in parts {
         // The colour stands right before.
         let colour = whole.rfind("fill=\"").and_then(|at| whole.get(at + 5..)).unwrap_or_default().to_owned();
-        whole += &format!(" stroke={colour} stroke-width=\"{width}\" stroke-linejoin=\"round\" aria-hidden=\"true\"");
+        whole += &format!(" stroke={colour} stroke-width=\"{width}\" aria-hidden=\"true\"");
         whole += part;
     }
     whole

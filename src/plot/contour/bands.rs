@@ -49,11 +49,11 @@ impl Lattice {
         while ends.0 <= ends.1 && cells.iter().any(Option::is_none) {
             let before = cells.clone();
             for (place, cell) in cells.iter_mut().enumerate().filter(|(_, cell)| cell.is_none()) {
-                let (row, column) = ((place / width) as isize, (place % width) as isize);
+                let (row, column) = (place / width, place % width);
                 let at = |down: isize, across: isize| {
-                    let (row, column) = (row + down, column + across);
-                    let inside = row >= 0 && (0..width as isize).contains(&column);
-                    before.get(row as usize * width + column as usize).copied().flatten().filter(|_| inside)
+                    let (row, column) = (row.checked_add_signed(down)?, column.checked_add_signed(across)?);
+                    let place = row * width + column;
+                    before.get(place).copied().flatten().filter(|_| column < width)
                 };
                 let sides = [(0, -1), (0, 1), (-1, 0), (1, 0)];
                 let near = sides.map(|(down, across)| at(down, across));
@@ -165,8 +165,9 @@ fn runs(ring: &[(f64, f64)], leaves_out: impl Fn((f64, f64), (f64, f64)) -> bool
     runs
 }
 
-/// The numbers at `parts` places for each step, and at the last, on a curve through them whose slopes are those of the
-/// modified Akima interpolation (Akima 1970, with the weights of Ionita 2019, "makima").
+/// The numbers at `parts` places for each step, and at the last, on a curve through them: Hermite's cubics whose slope at each point is
+/// that of the parabola through it and its neighbours (Bessel's slopes; de Boor 1978, "A Practical Guide to Splines", chapter IV). A
+/// parabola is itself, as losses are near a minimum.
 fn between(places: &[f64], numbers: &[f64], parts: usize) -> Vec<f64> {
     let steps: Vec<(f64, f64, f64)> = places
         .windows(2)
@@ -176,28 +177,21 @@ fn between(places: &[f64], numbers: &[f64], parts: usize) -> Vec<f64> {
             Some((width, *y.first()?, (y.get(1)? - y.first()?) / width))
         })
         .collect();
-    let slope = |step: isize| -> f64 {
-        let of = |step: usize| steps.get(step).map_or(0.0, |step| step.2);
-        let last = steps.len() as isize - 1;
-        // Two steps more at each end, on a parabola.
-        match step {
-            _ if last < 1 => of(0),
-            step if step < 0 => of(0) + step as f64 * (of(1) - of(0)),
-            step if step > last => {
-                let last = last as usize;
-                of(last) + (step - last as isize) as f64 * (of(last) - of(last - 1))
-            }
-            step => of(step as usize),
+    // Of two steps that meet: the slope of their parabola where they do. At its ends it is as much beyond theirs.
+    let meet =
+        |(before, _, a): (f64, f64, f64), (after, _, b): (f64, f64, f64)| (a * after + b * before) / (before + after);
+    let slope_at = |point: usize| match (point.checked_sub(1).and_then(|step| steps.get(step)), steps.get(point)) {
+        (Some(before), Some(after)) => meet(*before, *after),
+        (None, Some(first)) => steps.get(1).map_or(first.2, |next| 2.0 * first.2 - meet(*first, *next)),
+        (Some(last), None) => {
+            let before = point.checked_sub(2).and_then(|step| steps.get(step));
+            before.map_or(last.2, |before| 2.0 * last.2 - meet(*before, *last))
         }
-    };
-    let slope_at = |point: isize| {
-        let [a, b, c, d] = [-2, -1, 0, 1].map(|step| slope(point + step));
-        let (left, right) = ((d - c).abs() + (d + c).abs() / 2.0, (b - a).abs() + (b + a).abs() / 2.0);
-        if left + right > 0.0 { (left * b + right * c) / (left + right) } else { 0.0 }
+        (None, None) => 0.0,
     };
     let mut found = Vec::with_capacity(steps.len() * parts + 1);
     for (index, (width, from, slope)) in steps.iter().enumerate() {
-        let (enters, leaves) = (slope_at(index as isize), slope_at(index as isize + 1));
+        let (enters, leaves) = (slope_at(index), slope_at(index + 1));
         for part in 0..parts {
             let share = part as f64 / parts as f64;
             // Hermite's cubic, as what it adds to the straight line.

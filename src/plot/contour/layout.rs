@@ -62,12 +62,15 @@ struct Grid {
 }
 
 impl Contours {
-    fn prepared(&self) -> Result<Vec<Prepared<'_>>> {
-        self.check()?;
+    /// The bands that all panels have in common, if they do.
+    fn shared_bands(&self) -> Result<Option<Bands>> {
         let all = || self.panels.iter().flat_map(Panel::numbers).collect::<Vec<f64>>();
-        let shared = if self.shared { Some(Bands::new(&mut all(), self.levels, self.count, self.most)?) } else { None };
+        self.shared.then(|| Bands::new(&mut all(), self.levels, self.count, self.most)).transpose()
+    }
+
+    fn prepared(&self, shared: Option<&Bands>) -> Result<Vec<Prepared<'_>>> {
         let one = |panel: &'_ Panel| -> Result<Bands> {
-            match &shared {
+            match shared {
                 Some(bands) => Ok(bands.clone()),
                 None => Bands::new(&mut panel.numbers().collect::<Vec<f64>>(), self.levels, self.count, self.most),
             }
@@ -218,9 +221,32 @@ impl Contours {
         notes
     }
 
+    /// The picture of one panel with the levels that it has among the others, and where its field is. Title and remarks are left out.
+    pub(in crate::plot) fn laid_out_alone(
+        &self,
+        panel: usize,
+        kind: ImageKind,
+        theme: Theme,
+    ) -> Result<(Scene, Field)> {
+        self.check()?;
+        let shared = self.shared_bands()?;
+        let panels = self.panels.iter().skip(panel).take(1);
+        let panels = panels.map(|panel| Panel { title: String::new(), values: panel.values.clone() }).collect();
+        let alone = Self { title: String::new(), notes: Vec::new(), shared: false, panels, ..self.clone() };
+        let (scene, fields) = alone.laid_out(shared.as_ref(), kind, theme)?;
+        let none = || Error::Recipe(format!("the plane has no panel {}", panel + 1));
+        Ok((scene, fields.first().copied().ok_or_else(none)?))
+    }
+
     /// The picture, and where in it each panel's field is.
-    pub(in crate::plot) fn laid_out(&self, kind: ImageKind, theme: Theme) -> Result<(Scene, Vec<Field>)> {
-        let prepared = self.prepared()?;
+    pub(super) fn laid_out(
+        &self,
+        shared: Option<&Bands>,
+        kind: ImageKind,
+        theme: Theme,
+    ) -> Result<(Scene, Vec<Field>)> {
+        self.check()?;
+        let prepared = self.prepared(shared)?;
         let palette = Palette::of(theme);
         let shared_bar = prepared.first().filter(|_| self.shared || prepared.len() == 1);
         // The heading's height follows from the width, and its width from nothing above it.
@@ -384,7 +410,8 @@ impl Contours {
 
 impl Plot for Contours {
     fn scene(&self, kind: ImageKind, theme: Theme) -> Result<Scene> {
-        Ok(self.laid_out(kind, theme)?.0)
+        self.check()?;
+        Ok(self.laid_out(self.shared_bands()?.as_ref(), kind, theme)?.0)
     }
 }
 
@@ -412,7 +439,7 @@ pub(in crate::plot) fn raised(number: f64) -> String {
 }
 
 /// A coordinate with digits for a thousandth of what its axis spans.
-pub(in crate::plot) fn coordinate(place: f64, ends: (f64, f64)) -> String {
+fn coordinate(place: f64, ends: (f64, f64)) -> String {
     let digits = 2 - magnitude(ends.1 - ends.0);
     if (0..=8).contains(&digits) { fixed(place, digits as usize) } else { significant(place, 4) }
 }

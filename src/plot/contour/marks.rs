@@ -44,8 +44,22 @@ impl Field {
         (self.from.0 - rest..=self.to.0 + rest).contains(&x) && (self.from.1 - rest..=self.to.1 + rest).contains(&y)
     }
 
+    /// An arrow's tip at the edge, from where to where, that points at what is beyond it: at an edge straight out, at a corner slanting.
+    fn tip(&self, place: Point) -> (Point, Point) {
+        let edge = (place.0.clamp(self.from.0, self.to.0), place.1.clamp(self.from.1, self.to.1));
+        let way = |beyond: f64| if beyond == 0.0 { 0.0 } else { beyond.signum() };
+        let out = (way(place.0 - edge.0), way(place.1 - edge.1));
+        let length = out.0.hypot(out.1).max(1.0);
+        let back = |far: f64| (edge.0 - out.0 / length * far, edge.1 - out.1 / length * far);
+        (back(HEAD.0 + 2.0), back(2.0))
+    }
+
     /// What of the line from `a` to `b` lies in the field (Liang and Barsky 1984).
     fn clipped(&self, a: Point, b: Point) -> Option<(Point, Point)> {
+        // What is not finite, or farther than differences tell from there, has no line.
+        if ![a.0, a.1, b.0, b.1].iter().all(|place| place.abs() < 1e9) {
+            return None;
+        }
         let (dx, dy) = (b.0 - a.0, b.1 - a.1);
         let (mut enters, mut leaves) = (0f64, 1f64);
         for (speed, room) in
@@ -124,9 +138,9 @@ pub(super) fn draw_mark(scene: &mut Scene, kind: MarkKind, hollow: bool, centre:
 }
 
 /// The tip that stands for a mark outside the field: it points from `from` outward to `to`.
-fn draw_tip(scene: &mut Scene, kind: MarkKind, (from, to): (Point, Point)) {
+fn draw_tip(scene: &mut Scene, kind: MarkKind, hollow: bool, (from, to): (Point, Point)) {
     let fill = if kind == MarkKind::Merge { MERGE } else { WHITE };
-    outlined(scene, triangle(from, to, HEAD.1), Some(fill));
+    outlined(scene, triangle(from, to, HEAD.1), (!hollow).then_some(fill));
 }
 
 /// A triangle with its point at `to` and its foot's middle at `from`.
@@ -202,7 +216,7 @@ pub(super) fn draw_over(
         let (a, b) = (field.place(*from), field.place(*to));
         let length = (b.0 - a.0).hypot(b.1 - a.1);
         let stop = reach(*to);
-        if !(length > stop + 4.0) {
+        if length.is_nan() || length <= stop + 4.0 {
             continue;
         }
         let end = (b.0 - (b.0 - a.0) / length * stop, b.1 - (b.1 - a.1) / length * stop);
@@ -222,51 +236,49 @@ pub(super) fn draw_over(
     }
 
     let mut spots: Vec<(Point, f64)> = lowest.into_iter().map(|place| (place, 5.0)).collect();
-    let mut named = Vec::new();
+    // Those within the field, and tips at its edge for the others, from where to where.
+    let mut shown = Vec::new();
     for mark in &plane.marks {
         let place = field.place(mark.at);
         if !(place.0.is_finite() && place.1.is_finite()) {
             continue;
         }
-        let centre = if field.holds(place) {
-            draw_mark(scene, mark.kind, mark.beyond, place, scale);
-            place
+        if field.holds(place) {
+            spots.push((place, radius(mark.kind) * scale + RIM));
+            shown.push((mark, None));
         } else {
-            let tip = (place.0.clamp(field.from.0, field.to.0), place.1.clamp(field.from.1, field.to.1));
-            let away = ((place.0 - tip.0).signum(), (place.1 - tip.1).signum());
-            // At an edge straight out, at a corner slanting.
-            let out = (if place.0 == tip.0 { 0.0 } else { away.0 }, if place.1 == tip.1 { 0.0 } else { away.1 });
-            let length = out.0.hypot(out.1).max(1.0);
-            let to = (tip.0 - out.0 / length * 2.0, tip.1 - out.1 / length * 2.0);
-            let from = (to.0 - out.0 / length * HEAD.0, to.1 - out.1 / length * HEAD.0);
-            draw_tip(scene, mark.kind, (from, to));
-            ((from.0 + to.0) / 2.0, (from.1 + to.1) / 2.0)
-        };
-        let around = if field.holds(place) { radius(mark.kind) * scale } else { HEAD.0 / 2.0 } + RIM;
-        spots.push((centre, around));
-        named.push((mark.name.as_str(), centre, around));
-    }
-    let Some(size) = names else { return };
-    let room = ((field.to.0 - field.from.0) * 0.45).max(40.0);
-    let texts = told_apart(&named.iter().map(|(name, ..)| *name).collect::<Vec<_>>(), size, room);
-    let labels: Vec<Wanted> = named
-        .iter()
-        .zip(texts)
-        .map(|((_, centre, around), text)| {
-            let text = fitted(&text, size, room);
-            let width = text_width(&text, size);
-            Wanted { text, at: *centre, around: *around, size: (width, size * 1.2) }
-        })
-        .collect();
-    let bounds = Box { from: field.from, to: field.to };
-    let places = placed(&labels, &bounds, &spots, &lines);
-    for (label, place) in labels.iter().zip(&places) {
-        let Some(place) = place.as_ref().filter(|_| !label.text.is_empty()) else { continue };
-        let middle = ((place.from.0 + place.to.0) / 2.0, (place.from.1 + place.to.1) / 2.0);
-        if let Some((from, to)) = label.leader(place) {
-            scene.path(vec![from, to], 2.6, inks.1);
-            scene.path(vec![from, to], 0.9, inks.0);
+            let tip = field.tip(place);
+            spots.push((((tip.0.0 + tip.1.0) / 2.0, (tip.0.1 + tip.1.1) / 2.0), HEAD.0 / 2.0 + RIM));
+            shown.push((mark, Some(tip)));
         }
+    }
+    let of_marks = spots.get(spots.len() - shown.len()..).unwrap_or_default();
+    let room = ((field.to.0 - field.from.0) * 0.45).max(40.0);
+    let size = names.unwrap_or_default();
+    let texts = told_apart(&shown.iter().map(|(mark, _)| mark.name.as_str()).collect::<Vec<_>>(), size, room);
+    let wanted = |(text, (at, around)): (String, &(Point, f64))| {
+        let text = fitted(&text, size, room);
+        Wanted { size: (text_width(&text, size), size * 1.2), text, at: *at, around: *around }
+    };
+    let labels: Vec<Wanted> = texts.into_iter().zip(of_marks).map(wanted).collect();
+    let places = match names {
+        Some(_) => placed(&labels, &Box { from: field.from, to: field.to }, &spots, &lines),
+        None => Vec::new(),
+    };
+    let named = || labels.iter().zip(&places).filter_map(|(label, place)| Some((label, place.as_ref()?)));
+    // Lines to names end below the marks.
+    for (from, to) in named().filter_map(|(label, place)| label.leader(place)) {
+        scene.path(vec![from, to], 2.6, inks.1);
+        scene.path(vec![from, to], 0.9, inks.0);
+    }
+    for (mark, tip) in shown {
+        match tip {
+            Some(tip) => draw_tip(scene, mark.kind, mark.beyond, tip),
+            None => draw_mark(scene, mark.kind, mark.beyond, field.place(mark.at), scale),
+        }
+    }
+    for (label, place) in named() {
+        let middle = ((place.from.0 + place.to.0) / 2.0, (place.from.1 + place.to.1) / 2.0);
         scene.haloed_text(&label.text, middle, size, Side::Middle, inks);
     }
 }
@@ -371,7 +383,7 @@ fn placed(labels: &[Wanted], bounds: &Box, spots: &[(Point, f64)], lines: &[(Poi
                 let crossed: f64 = lines.iter().map(|line| length_in(line, &place)).sum();
                 let leader = label.leader(&place);
                 let led: f64 = leader.iter().flat_map(|line| others().map(|other| length_in(line, other))).sum();
-                let cost = 2000.0 * names + 60.0 * covered + crossed + 3.0 * led + 0.6 * distance + 0.5 * order as f64;
+                let cost = 2000.0 * names + 60.0 * covered + crossed + 12.0 * led + 0.6 * distance + 0.5 * order as f64;
                 if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                     best = Some((cost, place));
                 }
@@ -430,5 +442,9 @@ mod tests {
         assert_eq!(field.clipped((5.0, 5.0), (5.0, 50.0)), Some(((5.0, 5.0), (5.0, 10.0))));
         assert_eq!(field.clipped((-1.0, -1.0), (-1.0, 20.0)), None);
         assert_eq!(field.clipped((-5.0, 4.0), (4.0, -5.0)), None);
+        assert_eq!(field.clipped((0.0, 0.0), (f64::INFINITY, 1.0)), None);
+        assert_eq!(field.tip((99.0, 4.0)), ((10.0 - HEAD.0 - 2.0, 4.0), (8.0, 4.0)));
+        let (from, to) = field.tip((-99.0, 99.0));
+        assert!((from.0 - (12.0 / 2f64.sqrt())).abs() < 1e-9 && to.0 > 0.0 && to.1 < 10.0 && from.1 < to.1);
     }
 }

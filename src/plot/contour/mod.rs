@@ -10,8 +10,12 @@ mod layout;
 mod legend;
 mod levels;
 mod marks;
+#[cfg(test)]
+mod tests;
 
+pub(super) use layout::raised;
 pub use levels::Levels;
+pub(super) use marks::Field;
 
 use crate::error::{Error, Result};
 
