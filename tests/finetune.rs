@@ -2,6 +2,7 @@
 
 use crate::model::{Outcome, binary, root, run, write};
 use ckptmerge::diffusion::unet::{Config, NAMED};
+use ckptmerge::train::{Memory, Network, Source};
 use serde_json::json;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -168,6 +169,10 @@ fn what_cannot_be_trained_is_said() -> Outcome {
     run(at, &format!("finetune base {data} --timesteps 9..9 -o x")).fails(2, &["--timesteps"]);
     run(at, &format!("finetune base {data} --gamma 2 -o x")).fails(2, &["--gamma", "none"]);
     run(at, &format!("finetune base {data} --size 7 -o x")).fails(2, &["multiples of 2"]);
+    let large = format!("finetune base {data} --size 64 --batch 64 --memory 200M -o x");
+    run(at, &large).fails(2, &["for a batch of 64", "64×64", "200 MB may be taken", "--batch", "--accumulate"]);
+    assert!(!at.join("x").exists());
+    run(at, &format!("finetune base {data} --size 1024 --batch 1 --memory 200M -o x")).fails(2, &["--size"]);
     run(at, &format!("finetune base {data} -o base")).fails(1, &["base", "--resume"]);
     run(at, &format!("finetune base {data} --lr 1e30 --clip 0 --steps 9 -o x")).fails(1, &["--lr"]);
     run(at, "finetune base --data small.json -o y").fails(1, &["small.json"]);
@@ -188,5 +193,28 @@ fn a_configuration_is_written_as_it_is_read() -> Outcome {
     for config in configs.into_iter().chain(NAMED.iter().map(|(_, config)| config())) {
         assert_eq!(Config::parse(config.to_json().to_string().as_bytes())?, config);
     }
+    Ok(())
+}
+
+/// What is told grows with the batch, and with the square of the pixels where attention looks at all of them.
+#[test]
+fn memory_is_told_before_training() -> Outcome {
+    let network = |middle: bool| {
+        let mut config = Config::parse(small().as_bytes())?;
+        config.has_middle = middle;
+        config.down_block_types = config.down_block_types.iter().map(|_| config.down_block_types[0]).collect();
+        config.up_block_types = config.up_block_types.iter().map(|_| config.up_block_types[1]).collect();
+        Network::new(&config, &Source::Seed(0), false).map_err(|error| error.to_string())
+    };
+    let (plain, with_attention) = (network(false)?, network(true)?);
+    let of = |network: &Network, batch: usize, side: usize| Memory::of(network, true, batch, (1, side, side));
+    let parameters: usize = plain.weights.iter().map(|(_, var)| var.elem_count()).sum();
+    assert_eq!(of(&plain, 1, 8)?.weights, 28 * parameters as u64);
+    let ratio = |network: &Network, batch: usize, side: usize| -> Outcome<f64> {
+        Ok(of(network, batch, side)?.batch as f64 / of(network, 1, 64)?.batch as f64)
+    };
+    assert!((ratio(&plain, 8, 64)? - 8.0).abs() < 1e-6);
+    assert!((ratio(&plain, 1, 256)? - 16.0).abs() < 0.1, "{}", ratio(&plain, 1, 256)?);
+    assert!(ratio(&with_attention, 1, 256)? > 100.0, "{}", ratio(&with_attention, 1, 256)?);
     Ok(())
 }

@@ -8,14 +8,15 @@ use crate::checkpoint::Checkpoint;
 use crate::diffusion::Ddpm;
 use crate::diffusion::schedulers::{Config as SchedulerConfig, Noising};
 use crate::diffusion::unet::{Config, UNet2D};
-use crate::error::Error;
+use crate::error::{Bytes, Error};
+use crate::os;
 use crate::output::StagedFile;
 #[cfg(feature = "plot")]
 use crate::plot::{ImageKind, Lines, Series, Theme, render};
 use crate::stream::Control;
 use crate::train::{
-    self, AdamW, Course, Crop, Data, Method, MovingAverage, Network, Objective, Rate, Row, Source, Timesteps, Trainer,
-    Training, WEIGHTINGS, Weighting,
+    self, AdamW, Course, Crop, Data, Memory, Method, MovingAverage, Network, Objective, Rate, Row, Source, Timesteps,
+    Trainer, Training, WEIGHTINGS, Weighting,
 };
 use candle_core::Device;
 use clap::Args;
@@ -196,6 +197,9 @@ const LOG: &str = "log.csv";
 const PICTURE: &str = "log.svg";
 const STATE: &str = "training-state.safetensors";
 
+/// The memory of the program itself and what its threads' allocators keep, in bytes.
+const PROGRAM: u64 = 48 << 20;
+
 /// What copies begin as.
 struct Begin {
     fingerprint: Option<String>,
@@ -244,9 +248,6 @@ impl Run for Finetune {
         let images = set.fingerprint()?;
         let Begin { fingerprint, source, config, scheduler, base } = self.begin(common, &report)?;
         let noising = Noising::new(&scheduler)?;
-        if common.memory.is_some() {
-            report.warn("--memory bounds how arrays are read, not what networks take");
-        }
         let data = prepared(set, &config, self.size, self.crop, self.flip)?;
         let copies = self.copies(noising.timesteps())?;
         copies.iter().try_for_each(|copy| self.check_folder(&copy.folder))?;
@@ -265,8 +266,9 @@ impl Run for Finetune {
         let started = std::time::Instant::now();
         let total = copies.len() as u64 * self.course.steps;
         let threads = common.settings().threads();
+        let jobs = self.jobs(copies.len().min(threads), &shared, common, &report)?;
         let trained = report
-            .watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control, &report))
+            .watched_count(total, "steps", |control| self.all(&copies, &shared, (jobs, threads), control, &report))
             .map_err(|error| match error {
                 Error::Interrupted => Error::Paused(format!("the same command with --resume goes on from {STATE}")),
                 error => error,
@@ -410,16 +412,53 @@ impl Finetune {
         })
     }
 
-    /// Trains all copies, as many at a time as there are threads.
+    /// How many copies are trained at a time: so many, if there is memory for them.
+    fn jobs(&self, wanted: usize, shared: &Shared<'_>, common: &Common, report: &Report) -> Result<usize, Error> {
+        let size = shared.data.shape();
+        let network = Network::new(&shared.config, &shared.source, self.channel_projection)?;
+        let needed = Memory::of(&network, shared.method.average.is_some(), self.course.batch as usize, size)?;
+        let parameters: usize = network.weights.iter().map(|(_, var)| var.elem_count()).sum();
+        drop(network);
+        let (room, what) = match (common.memory, os::available_memory()) {
+            (Some(bound), _) => (bound.0, "may be taken (--memory)"),
+            (None, Some(free)) => (free, "are free"),
+            (None, None) => return Ok(wanted.max(1)),
+        };
+        let each = needed.weights + needed.batch;
+        // Of what is free the base took its part already.
+        let base = if common.memory.is_some() && shared.base.is_some() { 4 * parameters as u64 } else { 0 };
+        let beside = PROGRAM + base;
+        report.note(|| format!("a copy takes {}, the rest {}; {} {what}", Bytes(each), Bytes(beside), Bytes(room)));
+        let room_of_copies = room.saturating_sub(beside);
+        let fits = usize::try_from(room_of_copies / each.max(1)).unwrap_or(usize::MAX);
+        if fits > 0 {
+            return Ok(wanted.clamp(1, fits));
+        }
+        let (batch, accumulate) = (u64::from(self.course.batch), u64::from(self.course.accumulate));
+        let smaller = room_of_copies.saturating_sub(needed.weights) / (needed.batch / batch).max(1);
+        let remedy = match smaller {
+            0 => "train on smaller images (--size)".to_owned(),
+            _ => format!("--batch {smaller} --accumulate {} fits", (batch * accumulate).div_ceil(smaller)),
+        };
+        let (_, rows, columns) = size;
+        Err(Error::Recipe(format!(
+            "training takes {}: {} for weights and what is kept of each, {} for a batch of {batch} × {columns}×{rows} pixels; but only {} {what}: {remedy}",
+            Bytes(beside + each),
+            Bytes(needed.weights),
+            Bytes(needed.batch),
+            Bytes(room)
+        )))
+    }
+
+    /// Trains all copies, so many at a time, on so many threads.
     fn all(
         &self,
         copies: &[Copy],
         shared: &Shared<'_>,
-        threads: usize,
+        (jobs, threads): (usize, usize),
         control: Control<'_>,
         report: &Report,
     ) -> Result<Vec<Trained>, Error> {
-        let jobs = copies.len().min(threads).max(1);
         let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let work = |job: usize| -> Result<(), Error> {
             // Threads that do not share evenly go to the first jobs.
