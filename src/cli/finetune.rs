@@ -4,13 +4,13 @@ use super::data::{DataOption, prepared};
 use super::report::{Report, count, significant};
 use super::sample::{named_config, scheduler_of};
 use super::{Common, Run, named, without_adapters};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, TRAINING_STATE as STATE, read_small};
 use crate::diffusion::Ddpm;
 use crate::diffusion::schedulers::{Config as SchedulerConfig, Noising};
 use crate::diffusion::unet::{Config, UNet2D};
 use crate::error::{Bytes, Error};
 use crate::os;
-use crate::output::StagedFile;
+use crate::output::{FolderLock, StagedFile, is_temporary};
 #[cfg(feature = "plot")]
 use crate::plot::{ImageKind, Lines, Series, Theme, render};
 use crate::stream::Control;
@@ -195,7 +195,6 @@ const SCHEDULER: &str = "scheduler_config.json";
 const LOG: &str = "log.csv";
 #[cfg(feature = "plot")]
 const PICTURE: &str = "log.svg";
-const STATE: &str = "training-state.safetensors";
 
 /// The memory of the program itself and what its threads' allocators keep, in bytes.
 const PROGRAM: u64 = 48 << 20;
@@ -226,6 +225,14 @@ struct Shared<'a> {
     rate: Rate,
 }
 
+impl Shared<'_> {
+    /// The files that say what network each copy is.
+    fn configurations(&self) -> [(&'static str, String); 2] {
+        [(CONFIG, self.config.to_json()), (SCHEDULER, self.scheduler.to_json())]
+            .map(|(name, document)| (name, format!("{document:#}\n")))
+    }
+}
+
 /// A copy to be trained.
 struct Copy {
     folder: PathBuf,
@@ -250,7 +257,6 @@ impl Run for Finetune {
         let noising = Noising::new(&scheduler)?;
         let data = prepared(set, &config, self.size, self.crop, self.flip)?;
         let copies = self.copies(noising.timesteps())?;
-        copies.iter().try_for_each(|copy| self.check_folder(&copy.folder))?;
         let shared = Shared {
             fingerprint,
             images,
@@ -263,10 +269,13 @@ impl Run for Finetune {
             data: &data,
             rate: self.rate(),
         };
+        copies.iter().try_for_each(|copy| self.check_folder(&copy.folder, &shared))?;
         let started = std::time::Instant::now();
         let total = copies.len() as u64 * self.course.steps;
         let threads = common.settings().threads();
         let jobs = self.jobs(copies.len().min(threads), &shared, common, &report)?;
+        let _locks: Vec<FolderLock> =
+            copies.iter().map(|copy| self.begin_folder(&copy.folder, &shared)).collect::<Result<_, _>>()?;
         let trained = report
             .watched_count(total, "steps", |control| self.all(&copies, &shared, (jobs, threads), control, &report))
             .map_err(|error| match error {
@@ -332,12 +341,31 @@ impl Finetune {
         }
     }
 
+    /// Makes a copy's folder and keeps other runs out of it.
+    fn begin_folder(&self, folder: &Path, shared: &Shared<'_>) -> Result<FolderLock, Error> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let lock = FolderLock::new(folder)?;
+        // Another run may have come before the lock.
+        self.check_folder(folder, shared)?;
+        Ok(lock)
+    }
+
     /// That nobody's files are in a folder, or a training that is to go on.
-    fn check_folder(&self, folder: &Path) -> Result<(), Error> {
+    fn check_folder(&self, folder: &Path, shared: &Shared<'_>) -> Result<(), Error> {
         if folder.is_file() {
             return Err(Error::output(folder, "is a file, but a copy is a folder; name another"));
         }
-        let is_empty = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
+        // A run that was stopped before it saved anything leaves the configurations, and files that were not whole.
+        let configurations = shared.configurations();
+        let is_left = |entry: &std::fs::DirEntry| {
+            let name = entry.file_name();
+            let is_configuration = |(config, text): &(&str, String)| {
+                name == *config
+                    && read_small(&entry.path(), text.len() as u64).is_ok_and(|found| found == text.as_bytes())
+            };
+            configurations.iter().any(is_configuration) || is_temporary(&name)
+        };
+        let is_empty = std::fs::read_dir(folder).map_or(true, |entries| entries.flatten().all(|entry| is_left(&entry)));
         let has_state = folder.join(STATE).is_file();
         match (self.resume, is_empty) {
             (_, true) => Ok(()),
@@ -355,6 +383,10 @@ impl Finetune {
         if self.gamma.is_some() && weighting.gamma.is_none() {
             let message = format!("--gamma is for min-snr and p2; --weighting {} has none", weighting.name);
             return Err(Error::Recipe(message));
+        }
+        if weighting.name == "min-snr" && self.gamma == Some(0.0) {
+            let message = "--gamma 0 of min-snr counts every loss 0 times, so that nothing is trained: give more than 0 (5 is its paper's)";
+            return Err(Error::Recipe(message.to_owned()));
         }
         let OptimizerOptions { beta1, beta2, weight_decay, clip, ema, ema_power } = self.optimizer;
         let average = MovingAverage { decay: ema, power: ema_power, ..MovingAverage::default() };
@@ -504,7 +536,7 @@ impl Finetune {
             }
             (control.progress)(trainer.steps());
         }
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        shared.configurations().into_iter().try_for_each(|(name, text)| write_small(&folder.join(name), text))?;
         let training = Training {
             data: shared.data,
             timesteps: copy.timesteps.clone(),
@@ -523,8 +555,6 @@ impl Finetune {
             train::save(&state, trainer, rows, &settings)
         })?;
         let metadata = [("format", "pt".to_owned()), ("ckptmerge_training", settings.to_string())];
-        write_small(&folder.join(CONFIG), format!("{:#}\n", shared.config.to_json()))?;
-        write_small(&folder.join(SCHEDULER), format!("{:#}\n", shared.scheduler.to_json()))?;
         write_small(&folder.join(LOG), Row::csv(&rows))?;
         train::write_model(&folder.join(MODEL), trainer.kept(), &metadata)?;
         #[cfg(feature = "plot")]
