@@ -149,23 +149,22 @@ pub fn sample(
                 None
             };
             batch.sample = batch.scheduler.step(call, &output, &batch.sample, noise.as_ref())?;
+            // Behind the last timestep of each model, so that it is known whose answers are broken.
+            let is_last = call + 1 == batch.scheduler.timesteps().len() || expert(call + 1) != expert(call);
+            if is_last && !batch.sample.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                let (images, name) =
+                    (&batch.images, models.get(expert(call)).map_or("the model", |model| model.name()));
+                return Err(not_numbers(&format!("images {} to {} of {name}", images.start, images.end - 1)));
+            }
             (control.progress)(batch.images.len() as u64);
         }
         Ok(())
-    };
-    let mut finish = |batch: Batch| -> Result<()> {
-        let sum = batch.sample.sum_all()?.to_scalar::<f32>()?;
-        if !sum.is_finite() {
-            let images = batch.images;
-            return Err(not_numbers(&format!("images {} to {}", images.start, images.end - 1)));
-        }
-        done(batch.sample)
     };
     if keeps_all {
         for images in ranges {
             let mut batch = batch(images)?;
             advance(&mut batch, 0..calls)?;
-            finish(batch)?;
+            done(batch.sample)?;
         }
         return Ok(());
     }
@@ -178,7 +177,7 @@ pub fn sample(
         }
         call = end;
     }
-    batches.into_iter().try_for_each(finish)
+    batches.into_iter().try_for_each(|batch| done(batch.sample))
 }
 
 /// Which of so many models is asked at a timestep of so many: `⌊t·N/T⌋`.
