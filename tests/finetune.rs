@@ -2,6 +2,7 @@
 
 use crate::model::{Outcome, binary, root, run, write};
 use ckptmerge::diffusion::unet::{Config, NAMED};
+use ckptmerge::train::{Memory, Network, Source};
 use serde_json::json;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -86,6 +87,7 @@ fn a_training_that_is_interrupted_can_be_gone_on_with() -> Outcome {
     Command::new("kill").args(["-INT", &child.id().to_string()]).status()?;
     assert_eq!(child.wait()?.code(), Some(130));
     assert!(!at.join("cut/range-0").join(MODEL).exists());
+    run(at, "sample cut/range-0 -n 1 --steps 2 -o early.png").fails(1, &["cut/range-0", "training", "--resume"]);
     let done = |range: u32| -> Outcome<u64> {
         let state = ckptmerge::Checkpoint::open(saved("cut", range))?;
         Ok(state.metadata()["steps"].parse()?)
@@ -167,7 +169,14 @@ fn what_cannot_be_trained_is_said() -> Outcome {
     run(at, &format!("finetune base {data} --timesteps 900..1001 -o x")).fails(2, &["900..1001", "0..1000"]);
     run(at, &format!("finetune base {data} --timesteps 9..9 -o x")).fails(2, &["--timesteps"]);
     run(at, &format!("finetune base {data} --gamma 2 -o x")).fails(2, &["--gamma", "none"]);
+    run(at, &format!("finetune base {data} --weighting min-snr --gamma 0 -o x")).fails(2, &["--gamma", "more than 0"]);
+    write(&at.join("waves.json"), small().replace("\"in_channels\"", "\"freq_shift\":2,\"in_channels\""))?;
+    run(at, &format!("finetune --from-scratch waves.json {data} -o x")).fails(1, &["waves.json", "freq_shift = 2"]);
     run(at, &format!("finetune base {data} --size 7 -o x")).fails(2, &["multiples of 2"]);
+    let large = format!("finetune base {data} --size 64 --batch 64 --memory 200M -o x");
+    run(at, &large).fails(2, &["for a batch of 64", "64×64", "200 MB may be taken", "--batch", "--accumulate"]);
+    assert!(!at.join("x").exists());
+    run(at, &format!("finetune base {data} --size 1024 --batch 1 --memory 200M -o x")).fails(2, &["--size"]);
     run(at, &format!("finetune base {data} -o base")).fails(1, &["base", "--resume"]);
     run(at, &format!("finetune base {data} --lr 1e30 --clip 0 --steps 9 -o x")).fails(1, &["--lr"]);
     run(at, "finetune base --data small.json -o y").fails(1, &["small.json"]);
@@ -188,5 +197,56 @@ fn a_configuration_is_written_as_it_is_read() -> Outcome {
     for config in configs.into_iter().chain(NAMED.iter().map(|(_, config)| config())) {
         assert_eq!(Config::parse(config.to_json().to_string().as_bytes())?, config);
     }
+    Ok(())
+}
+
+/// What is told grows with the batch, and with the square of the pixels where attention looks at all of them.
+#[test]
+fn memory_is_told_before_training() -> Outcome {
+    let network = |middle: bool| {
+        let mut config = Config::parse(small().as_bytes())?;
+        config.has_middle = middle;
+        config.down_block_types = config.down_block_types.iter().map(|_| config.down_block_types[0]).collect();
+        config.up_block_types = config.up_block_types.iter().map(|_| config.up_block_types[1]).collect();
+        Network::new(&config, &Source::Seed(0), false).map_err(|error| error.to_string())
+    };
+    let (plain, with_attention) = (network(false)?, network(true)?);
+    let of = |network: &Network, batch: usize, side: usize| Memory::of(network, true, batch, (1, side, side));
+    let parameters: usize = plain.weights.iter().map(|(_, var)| var.elem_count()).sum();
+    assert_eq!(of(&plain, 1, 8)?.weights, 28 * parameters as u64);
+    let ratio = |network: &Network, batch: usize, side: usize| -> Outcome<f64> {
+        Ok(of(network, batch, side)?.batch as f64 / of(network, 1, 64)?.batch as f64)
+    };
+    assert!((ratio(&plain, 8, 64)? - 8.0).abs() < 1e-6);
+    assert!((ratio(&plain, 1, 256)? - 16.0).abs() < 0.1, "{}", ratio(&plain, 1, 256)?);
+    assert!(ratio(&with_attention, 1, 256)? > 100.0, "{}", ratio(&with_attention, 1, 256)?);
+    Ok(())
+}
+
+/// Two runs do not train into one folder; a run that was stopped before it saved anything can be begun again, and what is not its own is
+/// kept.
+#[cfg(unix)]
+#[test]
+fn a_folder_is_one_trainings() -> Outcome {
+    let folder = with_base()?;
+    let at = folder.path();
+    let command = format!("finetune base {} --batch 2 --steps 100000 --save-every 100000 -o one", data());
+    let arguments = command.split(' ');
+    let mut child = binary().current_dir(at).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let begun = Instant::now();
+    while !at.join("one/scheduler_config.json").is_file() && begun.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let short = format!("finetune base {} --batch 2 --steps 1 -o one", data());
+    run(at, &short).fails(1, &["one", "another run"]);
+    run(at, &format!("{short} --resume")).fails(1, &["one", "another run"]);
+    child.kill()?;
+    child.wait()?;
+    assert!(at.join("one/config.json").is_file() && !at.join("one/training-state.safetensors").exists());
+    run(at, "sample one -n 1 --steps 2 -o early.png").fails(1, &["one"]);
+    run(at, &format!("finetune base {} --batch 2 --steps 1 --size 8 -o one", data())).ok();
+    write(&at.join("mine/config.json"), small())?;
+    run(at, &short.replace("-o one", "-o mine")).fails(1, &["mine", "not empty"]);
+    assert_eq!(std::fs::read_to_string(at.join("mine/config.json"))?, small());
     Ok(())
 }

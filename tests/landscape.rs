@@ -61,8 +61,10 @@ fn directions_are_orthonormal_and_models_land_on_their_places() -> Outcome {
     for dtype in [DType::F32, DType::BF16] {
         let folder = tempdir()?;
         let (models, numbers) = random_models(folder.path(), 5, dtype)?;
-        let taus: Vec<Vec<f64>> =
-            numbers[1..].iter().map(|model| model.iter().zip(&numbers[0]).map(|(x, base)| x - base).collect()).collect();
+        let taus: Vec<Vec<f64>> = numbers[1..]
+            .iter()
+            .map(|model| model.iter().zip(&numbers[0]).map(|(x, base)| x - base).collect())
+            .collect();
         let products = products(&models)?;
         let label = |index: usize| index.to_string();
         let through = Plane::through(&products, [2, 0], &label)?;
@@ -108,7 +110,9 @@ fn directions_are_orthonormal_and_models_land_on_their_places() -> Outcome {
 fn a_line_is_no_plane() -> Outcome {
     let folder = tempdir()?;
     let at = folder.path();
-    for (name, values) in [("base", [1.0, 2.0, 0.0]), ("a", [2.0, 2.0, 0.0]), ("twice", [3.0, 2.0, 0.0]), ("back", [0.0, 2.0, 0.0])] {
+    for (name, values) in
+        [("base", [1.0, 2.0, 0.0]), ("a", [2.0, 2.0, 0.0]), ("twice", [3.0, 2.0, 0.0]), ("back", [0.0, 2.0, 0.0])]
+    {
         Model::new().f32("w", &values).write(at.join(format!("{name}.st")))?;
     }
     Model::new().f32("w", &[f64::NAN, 0.0, 0.0]).write(at.join("nan.st"))?;
@@ -237,13 +241,14 @@ fn losses_are_those_of_training() -> Outcome {
 }
 
 /// A command that tells a quadratic function of a model's numbers.
-const QUADRATIC: &str =
-    "tail -c 12 {model} | od -An -v -tf4 -w12 | awk '{printf \"%.17g\\n\", ($1 - 0.25) ^ 2 + 4 * ($2 - 0.5) ^ 2 + $3 ^ 2}'";
+const QUADRATIC: &str = "tail -c 12 {model} | od -An -v -tf4 -w12 | awk '{printf \"%.17g\\n\", ($1 - 0.25) ^ 2 + 4 * ($2 - 0.5) ^ 2 + $3 ^ 2}'";
 
 /// A base at zero, and models that are one along each axis of the first two numbers.
 fn axes() -> Outcome<TempDir> {
     let folder = tempdir()?;
-    for (name, values) in [("base", [0.0, 0.0, 0.0]), ("a", [1.0, 0.0, 0.0]), ("b", [0.0, 1.0, 0.0]), ("c", [0.5, 0.5, 0.25])] {
+    for (name, values) in
+        [("base", [0.0, 0.0, 0.0]), ("a", [1.0, 0.0, 0.0]), ("b", [0.0, 1.0, 0.0]), ("c", [0.5, 0.5, 0.25])]
+    {
         Model::new().f32("w", &values).write(folder.path().join(format!("{name}.st")))?;
     }
     Ok(folder)
@@ -267,9 +272,8 @@ fn a_quadratic_function_has_its_minimum_and_its_axes() -> Outcome {
     let folder = axes()?;
     let line = "--grid 9 --margin 0.5 --mark c.st --jobs 2 --csv plane.csv --npz plane.npz --plot plane.svg";
     let said = document(&mut quadratic(folder.path(), line))?;
-    let places = |name: &str| -> Vec<f64> {
-        said[name].as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
-    };
+    let places =
+        |name: &str| -> Vec<f64> { said[name].as_array().into_iter().flatten().filter_map(Value::as_f64).collect() };
     let (xs, ys) = (places("xs"), places("ys"));
     let wanted: Vec<f64> = (0..9).map(|index| f64::from(index) / 4.0 - 0.5).collect();
     assert_eq!((&xs, &ys), (&wanted, &wanted));

@@ -66,6 +66,8 @@ const WEIGHT_ENDINGS: [&str; 17] = [
 const COMPANION_LIMIT: u64 = 256 << 20;
 /// How deep folders are searched for them.
 const DEPTH: usize = 4;
+/// What a training goes on from, beside the model that it gives in the end: `finetune`'s.
+pub(crate) const TRAINING_STATE: &str = "training-state.safetensors";
 /// The longest index, configuration or tokenizer that is read, in bytes.
 pub(crate) const SMALL_LIMIT: u64 = 100 << 20;
 
@@ -274,8 +276,9 @@ fn part(folder: &Path, name: &str) -> Result<Option<Part>> {
         }
     }
     let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
-    let names: BTreeSet<String> =
+    let mut names: BTreeSet<String> =
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let is_unfinished = names.remove(TRAINING_STATE);
     let several = |many: &[&String]| {
         let list = many.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
         Err(Error::model(folder, format!("several files could be the model; name one of them: {list}")))
@@ -300,6 +303,11 @@ fn part(folder: &Path, name: &str) -> Result<Option<Part>> {
             }
             _ => return several(&singles),
         }
+    }
+    if is_unfinished {
+        let message =
+            "holds a training that is not finished, and no model yet: the command that began it goes on with --resume";
+        return Err(Error::model(folder, message));
     }
     Ok(None)
 }

@@ -99,6 +99,7 @@ impl Run for Activations {
         }
         let comparison = Comparison {
             networks: [&networks[0], &networks[1]],
+            names: [first.name(), second.name()],
             noising: &noising,
             timesteps: &timesteps,
             images,

@@ -6,7 +6,7 @@ use super::sample::check_size;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::diffusion::unet::Config;
 use crate::error::Error;
-use crate::images::Set;
+use crate::images::{Set, instead_of_images};
 use crate::train::{Crop, Data};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -34,8 +34,9 @@ pub(super) fn images_at(path: &Path, common: &Common) -> Result<Set, Error> {
     }
     let checkpoint = Checkpoint::open_with(path, &OpenOptions { select: None, ..common.open() })?;
     let Some(name) = Set::array_in(&checkpoint)?.map(str::to_owned) else {
-        let message = "holds no images: those are N×height×width×channels bytes (U8), or a folder of image files";
-        return Err(Error::model(path, message));
+        let instead = instead_of_images(&checkpoint);
+        let wanted = "those are N×height×width×channels bytes (U8) of 1 or 3 channels, N×height×width of grey images, or a folder of image files";
+        return Err(Error::model(path, format!("holds no images: {wanted}; {instead}")));
     };
     Set::of_array(checkpoint, &name)
 }

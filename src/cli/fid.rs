@@ -8,7 +8,7 @@ use crate::eval::{
     self, EXTRACTORS, Extractor, Features, INFINITY_POINTS, Infinity, KID_SUBSETS, Kid, NEIGHBOURS, PrecisionRecall,
     Reference, Resize, Statistics,
 };
-use crate::images::{ENDINGS, Set};
+use crate::images::{ENDINGS, Set, instead_of_images};
 use clap::Args;
 use serde_json::{Value, json};
 use std::cell::OnceCell;
@@ -196,7 +196,7 @@ fn check_extractor(statistics: &Statistics, extractor: &dyn Extractor) -> Result
     let Statistics { origin, extractor: known, .. } = statistics;
     let Some(known) = known else { return Ok(()) };
     // The size of pixels is known with the first image.
-    if known.starts_with(&extractor.id()) {
+    if known.strip_prefix(&extractor.id()).is_some_and(|rest| rest.is_empty() || rest.starts_with(" of ")) {
         return Ok(());
     }
     let message = format!("{origin} has statistics of {known}, but the images are to be seen by {}", extractor.id());
@@ -368,7 +368,7 @@ fn given(path: &Path, needs_features: bool, common: &Common, report: &Report) ->
         return Ok(Given::Features(Features::read(&checkpoint, &name)?));
     }
     let kinds = "images (U8, N×height×width×channels), features (floats, N×d) nor statistics (`mu` and `sigma`)";
-    Err(Error::model(path, format!("holds neither {kinds}")))
+    Err(Error::model(path, format!("holds neither {kinds}; {}", instead_of_images(&checkpoint))))
 }
 
 /// The distribution that images are to be compared with: a file's, or that of images, seen by the extractor.

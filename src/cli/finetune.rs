@@ -4,18 +4,19 @@ use super::data::{DataOption, prepared};
 use super::report::{Report, count, significant};
 use super::sample::{named_config, scheduler_of};
 use super::{Common, Run, named, without_adapters};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, TRAINING_STATE as STATE, read_small};
 use crate::diffusion::Ddpm;
 use crate::diffusion::schedulers::{Config as SchedulerConfig, Noising};
 use crate::diffusion::unet::{Config, UNet2D};
-use crate::error::Error;
-use crate::output::StagedFile;
+use crate::error::{Bytes, Error};
+use crate::os;
+use crate::output::{FolderLock, StagedFile, is_temporary};
 #[cfg(feature = "plot")]
 use crate::plot::{ImageKind, Lines, Series, Theme, render};
 use crate::stream::Control;
 use crate::train::{
-    self, AdamW, Course, Crop, Data, Method, MovingAverage, Network, Objective, Rate, Row, Source, Timesteps, Trainer,
-    Training, WEIGHTINGS, Weighting,
+    self, AdamW, Course, Crop, Data, Memory, Method, MovingAverage, Network, Objective, Rate, Row, Source, Timesteps,
+    Trainer, Training, WEIGHTINGS, Weighting,
 };
 use candle_core::Device;
 use clap::Args;
@@ -195,7 +196,9 @@ const SCHEDULER: &str = "scheduler_config.json";
 const LOG: &str = "log.csv";
 #[cfg(feature = "plot")]
 const PICTURE: &str = "log.svg";
-const STATE: &str = "training-state.safetensors";
+
+/// The memory of the program itself and what its threads' allocators keep, in bytes.
+const PROGRAM: u64 = 48 << 20;
 
 /// What copies begin as.
 struct Begin {
@@ -223,6 +226,14 @@ struct Shared<'a> {
     rate: Rate,
 }
 
+impl Shared<'_> {
+    /// The files that say what network each copy is.
+    fn configurations(&self) -> [(&'static str, String); 2] {
+        [(CONFIG, self.config.to_json()), (SCHEDULER, self.scheduler.to_json())]
+            .map(|(name, document)| (name, format!("{document:#}\n")))
+    }
+}
+
 /// A copy to be trained.
 struct Copy {
     folder: PathBuf,
@@ -245,12 +256,8 @@ impl Run for Finetune {
         let images = set.fingerprint()?;
         let Begin { fingerprint, source, config, scheduler, base } = self.begin(common, &report)?;
         let noising = Noising::new(&scheduler)?;
-        if common.memory.is_some() {
-            report.warn("--memory bounds how arrays are read, not what networks take");
-        }
         let data = prepared(set, &config, self.size, self.crop, self.flip)?;
         let copies = self.copies(noising.timesteps())?;
-        copies.iter().try_for_each(|copy| self.check_folder(&copy.folder))?;
         let shared = Shared {
             fingerprint,
             images,
@@ -263,11 +270,15 @@ impl Run for Finetune {
             data: &data,
             rate: self.rate(),
         };
+        copies.iter().try_for_each(|copy| self.check_folder(&copy.folder, &shared))?;
         let started = std::time::Instant::now();
         let total = copies.len() as u64 * self.course.steps;
         let threads = common.settings().threads();
+        let jobs = self.jobs(copies.len().min(threads), &shared, common, &report)?;
+        let _locks: Vec<FolderLock> =
+            copies.iter().map(|copy| self.begin_folder(&copy.folder, &shared)).collect::<Result<_, _>>()?;
         let trained = report
-            .watched_count(total, "steps", |control| self.all(&copies, &shared, threads, control, &report))
+            .watched_count(total, "steps", |control| self.all(&copies, &shared, (jobs, threads), control, &report))
             .map_err(|error| match error {
                 Error::Interrupted => Error::Paused(format!("the same command with --resume goes on from {STATE}")),
                 error => error,
@@ -331,12 +342,31 @@ impl Finetune {
         }
     }
 
+    /// Makes a copy's folder and keeps other runs out of it.
+    fn begin_folder(&self, folder: &Path, shared: &Shared<'_>) -> Result<FolderLock, Error> {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let lock = FolderLock::new(folder)?;
+        // Another run may have come before the lock.
+        self.check_folder(folder, shared)?;
+        Ok(lock)
+    }
+
     /// That nobody's files are in a folder, or a training that is to go on.
-    fn check_folder(&self, folder: &Path) -> Result<(), Error> {
+    fn check_folder(&self, folder: &Path, shared: &Shared<'_>) -> Result<(), Error> {
         if folder.is_file() {
             return Err(Error::output(folder, "is a file, but a copy is a folder; name another"));
         }
-        let is_empty = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
+        // A run that was stopped before it saved anything leaves the configurations, and files that were not whole.
+        let configurations = shared.configurations();
+        let is_left = |entry: &std::fs::DirEntry| {
+            let name = entry.file_name();
+            let is_configuration = |(config, text): &(&str, String)| {
+                name == *config
+                    && read_small(&entry.path(), text.len() as u64).is_ok_and(|found| found == text.as_bytes())
+            };
+            configurations.iter().any(is_configuration) || is_temporary(&name)
+        };
+        let is_empty = std::fs::read_dir(folder).map_or(true, |entries| entries.flatten().all(|entry| is_left(&entry)));
         let has_state = folder.join(STATE).is_file();
         match (self.resume, is_empty) {
             (_, true) => Ok(()),
@@ -354,6 +384,10 @@ impl Finetune {
         if self.gamma.is_some() && weighting.gamma.is_none() {
             let message = format!("--gamma is for min-snr and p2; --weighting {} has none", weighting.name);
             return Err(Error::Recipe(message));
+        }
+        if weighting.name == "min-snr" && self.gamma == Some(0.0) {
+            let message = "--gamma 0 of min-snr counts every loss 0 times, so that nothing is trained: give more than 0 (5 is its paper's)";
+            return Err(Error::Recipe(message.to_owned()));
         }
         let OptimizerOptions { beta1, beta2, weight_decay, clip, ema, ema_power } = self.optimizer;
         let average = MovingAverage { decay: ema, power: ema_power, ..MovingAverage::default() };
@@ -411,16 +445,53 @@ impl Finetune {
         })
     }
 
-    /// Trains all copies, as many at a time as there are threads.
+    /// How many copies are trained at a time: so many, if there is memory for them.
+    fn jobs(&self, wanted: usize, shared: &Shared<'_>, common: &Common, report: &Report) -> Result<usize, Error> {
+        let size = shared.data.shape();
+        let network = Network::new(&shared.config, &shared.source, self.channel_projection)?;
+        let needed = Memory::of(&network, shared.method.average.is_some(), self.course.batch as usize, size)?;
+        let parameters: usize = network.weights.iter().map(|(_, var)| var.elem_count()).sum();
+        drop(network);
+        let (room, what) = match (common.memory, os::available_memory()) {
+            (Some(bound), _) => (bound.0, "may be taken (--memory)"),
+            (None, Some(free)) => (free, "are free"),
+            (None, None) => return Ok(wanted.max(1)),
+        };
+        let each = needed.weights + needed.batch;
+        // Of what is free the base took its part already.
+        let base = if common.memory.is_some() && shared.base.is_some() { 4 * parameters as u64 } else { 0 };
+        let beside = PROGRAM + base;
+        report.note(|| format!("a copy takes {}, the rest {}; {} {what}", Bytes(each), Bytes(beside), Bytes(room)));
+        let room_of_copies = room.saturating_sub(beside);
+        let fits = usize::try_from(room_of_copies / each.max(1)).unwrap_or(usize::MAX);
+        if fits > 0 {
+            return Ok(wanted.clamp(1, fits));
+        }
+        let (batch, accumulate) = (u64::from(self.course.batch), u64::from(self.course.accumulate));
+        let smaller = room_of_copies.saturating_sub(needed.weights) / (needed.batch / batch).max(1);
+        let remedy = match smaller {
+            0 => "train on smaller images (--size)".to_owned(),
+            _ => format!("--batch {smaller} --accumulate {} fits", (batch * accumulate).div_ceil(smaller)),
+        };
+        let (_, rows, columns) = size;
+        Err(Error::Recipe(format!(
+            "training takes {}: {} for weights and what is kept of each, {} for a batch of {batch} × {columns}×{rows} pixels; but only {} {what}: {remedy}",
+            Bytes(beside + each),
+            Bytes(needed.weights),
+            Bytes(needed.batch),
+            Bytes(room)
+        )))
+    }
+
+    /// Trains all copies, so many at a time, on so many threads.
     fn all(
         &self,
         copies: &[Copy],
         shared: &Shared<'_>,
-        threads: usize,
+        (jobs, threads): (usize, usize),
         control: Control<'_>,
         report: &Report,
     ) -> Result<Vec<Trained>, Error> {
-        let jobs = copies.len().min(threads).max(1);
         let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let work = |job: usize| -> Result<(), Error> {
             // Threads that do not share evenly go to the first jobs.
@@ -466,7 +537,7 @@ impl Finetune {
             }
             (control.progress)(trainer.steps());
         }
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        shared.configurations().into_iter().try_for_each(|(name, text)| write_small(&folder.join(name), text))?;
         let training = Training {
             data: shared.data,
             timesteps: copy.timesteps.clone(),
@@ -485,8 +556,6 @@ impl Finetune {
             train::save(&state, trainer, rows, &settings)
         })?;
         let metadata = [("format", "pt".to_owned()), ("ckptmerge_training", settings.to_string())];
-        write_small(&folder.join(CONFIG), format!("{:#}\n", shared.config.to_json()))?;
-        write_small(&folder.join(SCHEDULER), format!("{:#}\n", shared.scheduler.to_json()))?;
         write_small(&folder.join(LOG), Row::csv(&rows))?;
         train::write_model(&folder.join(MODEL), trainer.kept(), &metadata)?;
         #[cfg(feature = "plot")]

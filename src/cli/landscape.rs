@@ -171,9 +171,9 @@ impl Landscape {
             (Directions::Tuned, 0 | 1) => {
                 wrong("a plane goes through BASE and two TUNED models: give both, or --directions random")
             }
-            (Directions::Tuned, 3..) => wrong(
-                "a plane goes through BASE and two models: name the others by --mark, or take --directions pca",
-            ),
+            (Directions::Tuned, 3..) => {
+                wrong("a plane goes through BASE and two models: name the others by --mark, or take --directions pca")
+            }
             (Directions::Pca, 0 | 1) => wrong("--directions pca takes two TUNED models at least"),
             (Directions::Random, 1..) => wrong("random directions are around BASE alone: leave other models out"),
             (Directions::Random, 0) if !self.mark.is_empty() => {
@@ -203,8 +203,7 @@ impl Landscape {
         let models = Models::open(&paths, Some(&self.base), &common.open())?;
         looked_at(&models, common, report)?;
         let journal = self.journal_path();
-        let files: Vec<Option<&Path>> =
-            self.paths().into_iter().map(Some).chain([journal.as_deref()]).collect();
+        let files: Vec<Option<&Path>> = self.paths().into_iter().map(Some).chain([journal.as_deref()]).collect();
         check_beside(&files, models.all())?;
         let selection = self.selection();
         let vectors = vectors_of(&models, &selection, false, report)?;
@@ -280,8 +279,7 @@ impl Landscape {
         common.check_selected([&checkpoint])?;
         report.about(&checkpoint);
         let journal = self.journal_path();
-        let files: Vec<Option<&Path>> =
-            self.paths().into_iter().map(Some).chain([journal.as_deref()]).collect();
+        let files: Vec<Option<&Path>> = self.paths().into_iter().map(Some).chain([journal.as_deref()]).collect();
         check_beside(&files, std::iter::once(&checkpoint))?;
         let selection = self.selection();
         selection.check(std::iter::once(&checkpoint))?;

@@ -6,9 +6,9 @@ use super::data::{images_at, prepared};
 use super::fid::reference_at;
 #[cfg(feature = "diffusion")]
 use super::finetune::timesteps;
+use super::report::Report;
 #[cfg(feature = "diffusion")]
 use super::report::check_kept;
-use super::report::Report;
 #[cfg(feature = "diffusion")]
 use super::sample::{named_config, scheduler_of, size};
 use super::{Common, named};
@@ -165,7 +165,8 @@ impl ObjectiveOptions {
         // Only networks are told of these.
         let _ = (outputs, common, report);
         let Around::Tuned { models, paths, selection, .. } = around else {
-            let message = "random directions are of models in memory, which a command does not see: judge them by loss or fid";
+            let message =
+                "random directions are of models in memory, which a command does not see: judge them by loss or fid";
             return Err(Error::Recipe(message.to_owned()).into());
         };
         let line = self.command.as_deref().unwrap_or_default();

@@ -76,7 +76,8 @@ pub(super) fn looked_at(models: &Models, common: &Common, report: &Report) -> an
     common.check_selected(models.all())?;
     if let Some(index) = (0..models.labels().len()).find(|&index| !models.adapters(index).is_empty()) {
         let label = &models.labels()[index];
-        let message = format!("{label} is a model with an adapter: write it with `ckptmerge convert {label} OUT` first");
+        let message =
+            format!("{label} is a model with an adapter: write it with `ckptmerge convert {label} OUT` first");
         return Err(Error::Recipe(message).into());
     }
     for model in models.all() {

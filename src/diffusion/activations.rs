@@ -16,6 +16,8 @@ use std::sync::atomic::Ordering;
 pub struct Comparison<'a> {
     /// The networks, of the same configuration.
     pub networks: [&'a UNet2D; 2],
+    /// What they are called, for errors.
+    pub names: [&'a str; 2],
     /// How noise is put over images.
     pub noising: &'a Noising,
     /// At which timesteps.
@@ -98,7 +100,7 @@ impl Comparison<'_> {
     /// Progress is counted in images at a timestep.
     ///
     /// # Errors
-    /// Those of `batch` and the networks; [`Error::Network`] if activations are not numbers; [`Error::Interrupted`].
+    /// Those of `batch` and the networks; [`Error::Network`] naming a network whose activations are not numbers; [`Error::Interrupted`].
     pub fn run(
         &self,
         batch: impl Fn(Range<usize>) -> Result<(Tensor, Tensor)>,
@@ -139,8 +141,11 @@ impl Comparison<'_> {
         if let Some(change) = changes.iter().find(|change| !change.mean().is_finite() || !change.size.is_finite()) {
             let blocks = self.networks[0].blocks();
             let name = blocks.get(change.block).map_or("", String::as_str);
-            let message = "are not numbers: a network's weights are broken, or not those of its configuration";
-            return Err(Error::Network(format!("the activations at `{name}` {message}")));
+            // Sizes are the first one's.
+            let [first, second] = self.names;
+            let broken = if change.size.is_finite() { second } else { first };
+            let message = "are not numbers: its weights are broken, or not those of its configuration";
+            return Err(Error::Network(format!("the activations of {broken} at `{name}` {message}")));
         }
         Ok(changes)
     }

@@ -17,5 +17,6 @@ mod weights;
 pub use activations::{Change, Comparison};
 pub use ddpm::{Ddpm, read_config};
 pub use noise::Noise;
-pub use sampler::{Denoiser, Model, Sampling, sample, to_images};
+
+pub use sampler::{Denoiser, Model, Sampling, expert, sample, to_images};
 pub use weights::Weights;

@@ -116,11 +116,7 @@ pub fn sample(
     let shape = (channels, sampling.size.0, sampling.size.1);
     let scheduler = (sampling.scheduler)()?;
     let calls = scheduler.timesteps().len();
-    let expert = |call: usize| {
-        // Multiplied first: a timestep at the edge of a range is then exactly there.
-        let reached = f64::from(scheduler.timesteps()[call]) * models.len() as f64;
-        ((reached / sampling.train_timesteps as f64) as usize).min(models.len() - 1)
-    };
+    let expert = |call: usize| expert(scheduler.timesteps()[call], models.len(), sampling.train_timesteps);
     let samples = (sampling.images.len() * channels * shape.1 * shape.2) as u64 * 4 * REMEMBERED;
     let others: u64 = models.iter().skip(1).map(|model| model.bytes()).sum();
     let keeps_all = samples >= others;
@@ -153,23 +149,22 @@ pub fn sample(
                 None
             };
             batch.sample = batch.scheduler.step(call, &output, &batch.sample, noise.as_ref())?;
+            // Behind the last timestep of each model, so that it is known whose answers are broken.
+            let is_last = call + 1 == batch.scheduler.timesteps().len() || expert(call + 1) != expert(call);
+            if is_last && !batch.sample.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                let (images, name) =
+                    (&batch.images, models.get(expert(call)).map_or("the model", |model| model.name()));
+                return Err(not_numbers(&format!("images {} to {} of {name}", images.start, images.end - 1)));
+            }
             (control.progress)(batch.images.len() as u64);
         }
         Ok(())
-    };
-    let mut finish = |batch: Batch| -> Result<()> {
-        let sum = batch.sample.sum_all()?.to_scalar::<f32>()?;
-        if !sum.is_finite() {
-            let images = batch.images;
-            return Err(not_numbers(&format!("images {} to {}", images.start, images.end - 1)));
-        }
-        done(batch.sample)
     };
     if keeps_all {
         for images in ranges {
             let mut batch = batch(images)?;
             advance(&mut batch, 0..calls)?;
-            finish(batch)?;
+            done(batch.sample)?;
         }
         return Ok(());
     }
@@ -182,7 +177,15 @@ pub fn sample(
         }
         call = end;
     }
-    batches.into_iter().try_for_each(finish)
+    batches.into_iter().try_for_each(|batch| done(batch.sample))
+}
+
+/// Which of so many models is asked at a timestep of so many: `⌊t·N/T⌋`.
+#[must_use]
+pub fn expert(timestep: f32, models: usize, all: u64) -> usize {
+    // Multiplied first: a timestep at the edge of a range is then exactly there.
+    let reached = f64::from(timestep) * models as f64;
+    ((reached / all as f64) as usize).min(models.saturating_sub(1))
 }
 
 /// What became NaN or infinite.
@@ -203,4 +206,23 @@ pub fn to_images(samples: &Tensor) -> Result<Images> {
     }
     let samples = values.into_iter().map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8);
     Ok(Images { count, height, width, channels, samples: samples.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::expert;
+
+    /// Also where `(t/T)·N` would round to less: 29/100·100 is 28.999….
+    #[test]
+    fn a_timestep_at_an_edge_belongs_to_the_range_that_it_begins() {
+        assert!(((29.0f64 / 100.0) * 100.0) < 29.0);
+        for (models, all) in [(1, 1000), (3, 1000), (4, 1000), (7, 1000), (3, 999), (50, 100), (100, 100), (1000, 1000)]
+        {
+            for timestep in 0..all {
+                let expected = timestep * models / all;
+                assert_eq!(expert(timestep as f32, models as usize, all), expected as usize, "{timestep} of {models}");
+            }
+        }
+        assert_eq!([332.5, 333.5, 1000.0].map(|timestep| expert(timestep, 3, 1000)), [0, 1, 2]);
+    }
 }

@@ -6,8 +6,8 @@ pub mod resize;
 mod write;
 
 pub use grid::grid;
-pub(crate) use read::array_in;
 pub use read::{ENDINGS, Set};
+pub(crate) use read::{array_in, instead_of_images};
 pub use write::{WRITTEN, check_target, write};
 
 use crate::error::{Error, Result};

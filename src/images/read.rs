@@ -197,6 +197,19 @@ impl Set {
     }
 }
 
+/// What a checkpoint has instead of images, for messages: the array that is most like some, if there is any.
+pub(crate) fn instead_of_images(checkpoint: &Checkpoint) -> String {
+    let tensors = checkpoint.tensors();
+    let like_images = tensors.iter().find(|tensor| matches!(tensor.shape.len(), 3 | 4));
+    let Some(tensor) = like_images.or(tensors.first()) else { return "it is empty".to_owned() };
+    let shape = tensor.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("×");
+    let remedy = match (like_images, tensor.dtype) {
+        (Some(_), DType::U8) | (None, _) => "",
+        _ => "; convert it to bytes, 0 for black and 255 for white",
+    };
+    format!("the array `{}` is {} of {shape}{remedy}", tensor.name, tensor.dtype)
+}
+
 /// The name of the array of a checkpoint that is what is looked for: the only one, or `arr_0` of several.
 ///
 /// # Errors

@@ -5,13 +5,15 @@
 
 mod arrays;
 mod folder;
+mod lock;
 
 pub use arrays::{Array, write_arrays, write_npz};
 pub use folder::StagedFolder;
+pub use lock::FolderLock;
 
 use crate::error::{Bytes, Error, Result};
 use crate::os;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -142,6 +144,14 @@ fn temp_prefix(target: &Path) -> OsString {
     }
     name.push(".tmp-");
     name
+}
+
+/// Whether a file's name is that of an output that is not whole.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    let Some(end) = name.iter().rposition(|byte| *byte == b'-') else { return false };
+    let (stem, pid) = name.split_at(end + 1);
+    stem.starts_with(b".") && stem.ends_with(b".tmp-") && !pid.is_empty() && pid.iter().all(u8::is_ascii_digit)
 }
 
 fn temp_name(target: &Path) -> PathBuf {

@@ -50,7 +50,7 @@ const FIELD: f64 = 1600.0;
 const PLACES: (f64, f64, f64) = (30.0, 5.0, 1.5);
 /// Many boxes go on several panels, one below the other.
 const PANELS: usize = 5;
-const GROUP_NAME: f64 = 150.0;
+const GROUP_NAME: f64 = 260.0;
 /// Groups are no farther from each other.
 const APART: f64 = 180.0;
 const NAME_HEIGHT: f64 = 14.0;
@@ -261,5 +261,20 @@ mod tests {
         let layout = Layout::new(32, 4);
         assert_eq!((layout.every, layout.panels), (1, 1));
         assert!(crate::plot::text_width("10", LABEL) < layout.group);
+    }
+
+    /// Layers differ in the middle of their names, by the number of a block.
+    #[test]
+    fn names_of_layers_are_whole() -> Result<()> {
+        let name = |block: usize| format!("down_blocks.{block}.attentions.0.to_out.0");
+        let five = FiveNumbers { low: -2.0, lower: -1.0, median: 0.0, upper: 1.0, high: 2.0 };
+        let plot = BoxPlot {
+            groups: (0..12).map(name).collect(),
+            series: vec![(String::new(), vec![Some(five); 12])],
+            ..BoxPlot::default()
+        };
+        let picture = String::from_utf8_lossy(&crate::plot::render(&plot, ImageKind::Svg, Theme::Light)?).into_owned();
+        assert!((0..12).all(|block| picture.contains(&name(block))), "{picture}");
+        Ok(())
     }
 }

@@ -33,6 +33,9 @@ pub struct Heatmap {
 const FIELD: f64 = 1500.0;
 const ROW_NAME: f64 = 250.0;
 const COLUMN_NAME: f64 = 240.0;
+/// The width of a page's field, in units, and the largest side of a cell without a number in it.
+const PAGE: f64 = 700.0;
+const LARGEST: f64 = 20.0;
 /// Hatches are seen in cells of this size.
 const HATCHED: f64 = 6.0;
 /// A cell's height with a number in it.
@@ -169,8 +172,10 @@ impl Layout {
             }
         }
         // Whole pixels, or rows would differ in height.
-        let size = |count: f64| ((FIELD / count).min(20.0) * FINE).floor().max(1.0) / FINE;
-        (self.width, self.height) = (size(columns), size(rows));
+        let size = |count: f64, most: f64| ((FIELD / count).min(most) * FINE).floor().max(1.0) / FINE;
+        // What is much wider than high is read on a page, where its names shrink with it: no wider than all names need.
+        let most = if columns > 2.0 * rows { (PAGE / columns).clamp(NAME_HEIGHT, LARGEST) } else { LARGEST };
+        (self.width, self.height) = (size(columns, most), size(rows, LARGEST));
     }
 
     /// Of how all names one is shown, for cells of a size.

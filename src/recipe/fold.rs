@@ -11,7 +11,7 @@ use super::projections::{channels, numbered};
 use super::survey::Surveys;
 use crate::checkpoint::{DataFile, TensorView};
 use crate::dtype::{self, DType};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::merge::{self, Input, Node, Terms};
 use crate::stream::{Control, Kernel, Settings};
 use rayon::prelude::*;
@@ -51,9 +51,22 @@ impl<'a> Folded<'a> {
     }
 
     /// The elements of the product, in f64.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] naming a factor that has numbers which are not finite.
     pub(super) fn evaluate(&self, surveys: &Surveys, settings: &Settings, control: Control<'_>) -> Result<Vec<f64>> {
         let projection = numbers(&surveys.apply(&self.projection), settings, control)?;
         let weight = numbers(&surveys.apply(&self.weight), settings, control)?;
+        for (node, values) in [(&self.projection, &projection), (&self.weight, &weight)] {
+            if values.iter().any(|value| !value.is_finite()) {
+                let (name, into) = (&node.terms.tensor, &self.weight.terms.tensor);
+                let message = format!(
+                    "the merged `{name}` has numbers that are not finite, which folding `{}` would spread over `{into}`: leave --fold-projections out, or merge other models (`ckptmerge inspect MODEL --stats` tells which hold NaN)",
+                    self.name
+                );
+                return Err(Error::Recipe(message));
+            }
+        }
         let rows = (self.weight.terms.shape.first().copied().unwrap_or(0) as usize).max(1);
         let columns = (weight.len() / rows).max(1);
         let mut product = vec![0.0; weight.len()];
@@ -178,7 +191,7 @@ fn node<'a>(input: Input<'a>, name: &str, shape: &[u64]) -> Result<Node<'a>> {
 }
 
 /// The names of a network's tensors.
-struct Names<'n>(BTreeSet<&'n str>);
+pub(super) struct Names<'n>(pub(super) BTreeSet<&'n str>);
 
 impl<'n> Names<'n> {
     fn has(&self, name: &str) -> bool {
@@ -195,6 +208,15 @@ impl<'n> Names<'n> {
         (0..).take_while(|number| !self.behind(&format!("{kind}.{number}.")).is_empty()).count()
     }
 
+    /// How many projections the network can have: one behind each block.
+    pub(super) fn projections(&self) -> usize {
+        self.blocks("down_blocks") + usize::from(self.has_middle()) + self.blocks("up_blocks")
+    }
+
+    fn has_middle(&self) -> bool {
+        !self.behind("mid_block.").is_empty()
+    }
+
     /// The modules that make all of what the projection of this number is applied to.
     fn before_projection(&self, number: usize) -> Result<Vec<String>, String> {
         let (down, up) = (self.blocks("down_blocks"), self.blocks("up_blocks"));
@@ -203,8 +225,7 @@ impl<'n> Names<'n> {
                 "what it projects, the output of `down_blocks.{number}`, is a skip connection as well, which is not projected"
             ));
         }
-        let has_middle = !self.behind("mid_block.").is_empty();
-        match (number - down).checked_sub(usize::from(has_middle)) {
+        match (number - down).checked_sub(usize::from(self.has_middle())) {
             None => self.last_of("mid_block"),
             Some(number) if number < up => self.last_of(&format!("up_blocks.{number}")),
             Some(_) => Err("there is no block before it".to_owned()),

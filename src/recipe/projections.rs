@@ -2,6 +2,7 @@
 //! which begin as identities. A model that lacks one has the identity there, so that identities stand for those that
 //! other models have: merged = I + Σ wᵢ·(Wᵢ − I).
 
+use super::fold::Names;
 use crate::checkpoint::{Checkpoint, IoMode};
 use crate::dtype::{self, DType, Simd};
 use crate::error::Result;
@@ -51,13 +52,19 @@ pub(super) fn complete(models: &mut [(&mut Checkpoint, &str)], io: IoMode) -> Re
     }
     let mut notes = Vec::new();
     for (model, label) in models {
-        let has_network = |prefix: &str| {
-            let block = format!("{prefix}down_blocks.");
-            model.tensors().iter().any(|tensor| tensor.name.starts_with(&block))
+        // How many the network has room for: what is numbered beyond is none of its projections, and stays missing.
+        let room = |prefix: &str| {
+            let names = model.tensors().iter().filter_map(|tensor| tensor.name.strip_prefix(prefix));
+            Names(names.collect()).projections()
         };
+        let mut rooms: BTreeMap<&str, usize> = BTreeMap::new();
         let lacking = known.iter().filter_map(|(name, same)| {
             let (shape, dtype) = same.as_ref().filter(|_| model.get(name).is_none())?;
-            let (prefix, number) = numbered(name).filter(|(prefix, _)| has_network(prefix))?;
+            let (prefix, number) = numbered(name)?;
+            let room = *rooms.entry(prefix).or_insert_with(|| room(prefix));
+            if number >= room {
+                return None;
+            }
             Some(((prefix, number), identity(name, shape, *dtype)))
         });
         let mut lacking: Vec<_> = lacking.collect();

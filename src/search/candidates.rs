@@ -33,7 +33,8 @@ impl Candidates {
     /// # Errors
     /// [`Error::Recipe`] if they do not fit into memory, or have no base; as reading does.
     pub fn read(vectors: &Vectors<'_>, memory: Option<u64>) -> Result<Self> {
-        let elements: u64 = vectors.tensors.iter().filter_map(|vector| vector.base).map(|view| view.tensor.elements).sum();
+        let elements: u64 =
+            vectors.tensors.iter().filter_map(|vector| vector.base).map(|view| view.tensor.elements).sum();
         check_memory(elements, vectors.models as u64 + 1, memory)?;
         let of_tensor = |vector: &crate::analysis::Vector<'_>| {
             let base = vector.base.ok_or_else(|| Error::Recipe("there is no base to add vectors to".to_owned()))?;

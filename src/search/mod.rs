@@ -16,6 +16,6 @@ pub use candidates::Candidates;
 pub use evaluation::{Job, evaluate};
 pub use journal::{Journal, key};
 pub use lattice::Lattice;
+pub use objectives::{Command, Evaluator, Objective};
 #[cfg(feature = "diffusion")]
 pub use objectives::{Distance, Images, Loss, Samples};
-pub use objectives::{Command, Evaluator, Objective};

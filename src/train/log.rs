@@ -38,14 +38,14 @@ impl Row {
         rows.collect()
     }
 
-    /// A log as comma-separated values; numbers are written so that they are read back to the same bits.
+    /// A log as comma-separated values; numbers have as many digits as tell them among those of 32 bits, which networks compute in.
     #[must_use]
     pub fn csv(rows: &[Self]) -> String {
         let mut text = COLUMNS.join(",") + "\n";
         for row in rows {
             let [step, rest @ ..] = row.numbers();
             text += &format!("{step}");
-            rest.iter().for_each(|number| text += &format!(",{number:e}"));
+            rest.iter().for_each(|&number| text += &format!(",{:e}", number as f32));
             text.push('\n');
         }
         text

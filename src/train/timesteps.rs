@@ -23,10 +23,10 @@ pub struct Timesteps {
 }
 
 impl Timesteps {
-    /// Range `index` of `count`: `[index·T/count, (index+1)·T/count)`.
+    /// Range `index` of `count`: the timesteps t of which `⌊t·count/T⌋` is the index, as samplers ask experts.
     #[must_use]
     pub fn range(index: usize, count: usize, all: usize) -> Range<usize> {
-        let edge = |index: usize| index * all / count.max(1);
+        let edge = |index: usize| (index * all).div_ceil(count.max(1));
         edge(index)..edge(index + 1)
     }
 
@@ -61,6 +61,7 @@ impl Timesteps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::diffusion::expert;
 
     fn timesteps() -> Timesteps {
         Timesteps { own: 250..500, all: 1000, share_of_all: 0.4, by_batch: false, antithetic: false }
@@ -109,6 +110,12 @@ mod tests {
             let edges: Vec<Range<usize>> = (0..count).map(|index| Timesteps::range(index, count, 1000)).collect();
             assert!(edges.windows(2).all(|pair| pair[0].end == pair[1].start));
             assert_eq!((edges[0].start, edges[count - 1].end), (0, 1000));
+            for (index, range) in edges.into_iter().enumerate() {
+                assert!(
+                    range.clone().all(|timestep| expert(timestep as f32, count, 1000) == index),
+                    "{range:?} of {count}"
+                );
+            }
         }
     }
 }

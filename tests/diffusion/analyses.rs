@@ -72,6 +72,7 @@ fn differences_of_activations_are_torchs() -> Outcome {
     for (batch, blocks) in [(3, &[0, 1, 2, 3, 4, 5][..]), (2, &[3, 5])] {
         let comparison = Comparison {
             networks: [&first, &second],
+            names: ["first", "second"],
             noising: &noising,
             timesteps: &timesteps,
             images: 3,
@@ -183,7 +184,21 @@ fn activations_are_told_and_drawn() -> Outcome {
     assert_eq!(same["timesteps"], serde_json::json!([125, 375, 625, 875]));
     assert!(same["blocks"].as_array().is_some_and(|blocks| blocks.iter().all(|block| block["mean"] == 0.0)));
 
+    let name = "diffusion_pytorch_model.safetensors";
+    let mut tensors = candle_core::safetensors::load(folder.path().join("tuned").join(name), &Device::Cpu)?;
+    let bias = (&tensors["conv_in.bias"] * f64::NAN)?;
+    tensors.insert("conv_in.bias".to_owned(), bias);
+    std::fs::create_dir(folder.path().join("broken"))?;
+    for file in ["config.json", "scheduler_config.json"] {
+        std::fs::copy(folder.path().join("tuned").join(file), folder.path().join("broken").join(file))?;
+    }
+    save(&tensors, &folder.path().join("broken").join(name))?;
+    let floats = Tensor::full(0.5f32, (2, 8, 8), &Device::Cpu)?;
+    save(&HashMap::from([("pixels".to_owned(), floats)]), &folder.path().join("floats.st"))?;
     for (arguments, code, says) in [
+        ("base broken --data digits.npy -n 2", 1, "activations of broken"),
+        ("broken base --data digits.npy -n 2", 1, "activations of broken"),
+        ("base tuned --data floats.st", 1, "`pixels` is F32 of 2×8×8; convert it to bytes"),
         ("base tuned --data nosuch", 1, "nosuch"),
         ("base tuned", 2, "--data"),
         ("base tuned --data digits.npy --block up_block.0", 2, "up_blocks.0"),

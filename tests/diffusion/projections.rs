@@ -215,6 +215,17 @@ fn what_cannot_be_folded_is_said() -> Outcome {
     ] {
         assert!(ran.stdout.contains(says), "{says}: {}", ran.stdout);
     }
+    // What has a number that no block has is not taken for the identity of another model.
+    run(folder.path(), "merge --base base.st odd.st -o out.safetensors")
+        .fails(1, &["`adapter_list.9.weight`", "base.st"]);
+    let mut broken = tuned(&base, &channels(config)?, "broken")?;
+    let nothing = (&broken["adapter_list.4.weight"] * f64::NAN)?;
+    broken.insert("adapter_list.4.weight".to_owned(), nothing);
+    save(&broken, &folder.path().join("broken.st"))?;
+    run(folder.path(), "merge broken.st --fold-projections -o broken.safetensors")
+        .fails(2, &["`adapter_list.4.weight`", "not finite", "--fold-projections"]);
+    assert!(!folder.path().join("broken.safetensors").exists());
+    run(folder.path(), "merge broken.st -o broken.safetensors").ok();
     let explained = run(folder.path(), "merge odd.st --fold-projections --explain").ok();
     assert!(explained.stdout.contains("P·x, P the merged `adapter_list.4.weight`"), "{}", explained.stdout);
     // In a type that is rounded to, by methods that look at the data, over several threads.

@@ -247,6 +247,18 @@ fn what_is_assumed_is_told() -> Outcome {
     let broken = Tensor::full(f32::NAN, (1, 1, 8, 8), &Device::Cpu)?;
     candle_core::safetensors::save(&[("noise".to_owned(), broken)].into(), folder.path().join("nan.st"))?;
     run(folder.path(), "sample one -n 1 --noise nan.st -o out.png").fails(1, &["nan.st", "not finite"]);
+    // Of several models the one is named whose answers are broken.
+    let name = "diffusion_pytorch_model.safetensors";
+    let mut tensors = candle_core::safetensors::load(folder.path().join("other").join(name), &Device::Cpu)?;
+    let bias = (&tensors["conv_out.bias"] * f64::NAN)?;
+    tensors.insert("conv_out.bias".to_owned(), bias);
+    std::fs::create_dir(folder.path().join("broken"))?;
+    std::fs::copy(folder.path().join("other/config.json"), folder.path().join("broken/config.json"))?;
+    candle_core::safetensors::save(&tensors, folder.path().join("broken").join(name))?;
+    for models in ["one broken other --ensemble", "one other broken --ensemble", "broken"] {
+        let ran = run(folder.path(), &format!("sample {models} -n 2 --steps 4 -o out.png"));
+        ran.fails(1, &["images 0 to 1 of broken", "NaN"]);
+    }
     let mut command = binary();
     command.args(["sample", "one", "--config", "cifar10", "--steps", "2", "-o", "out.png"]);
     let output = command.env("RUST_BACKTRACE", "1").current_dir(folder.path()).output()?;

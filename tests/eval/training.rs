@@ -12,12 +12,15 @@ mod classifier;
 /// By how much a loss or a weight may be off, for the largest of its tensor.
 const OF_THE_LARGEST: f64 = 1e-5;
 
+/// Weights by their tensors' names.
+type Weights = BTreeMap<String, Vec<f64>>;
+
 fn largest(values: impl IntoIterator<Item = f64>) -> f64 {
     values.into_iter().map(f64::abs).fold(0.0, f64::max)
 }
 
 /// Trains five steps as the golden network was trained. Returns the losses and the weights by name.
-fn train() -> Outcome<(Vec<f64>, BTreeMap<String, Vec<f64>>)> {
+fn train() -> Outcome<(Vec<f64>, Weights)> {
     let contents = golden("training.safetensors")?;
     let labels = contents.values("labels");
     let batch: Vec<(_, u32)> =

@@ -3,6 +3,7 @@
 use crate::checkpoint::{Checkpoint, read_small};
 use crate::diffusion::Ddpm;
 use crate::error::Error;
+use crate::train::Timesteps;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -70,8 +71,8 @@ impl Models {
 
     /// The timesteps of an expert: from, and to but for the last.
     pub(super) fn range(&self, index: usize) -> (u64, u64) {
-        let (count, index) = (self.experts.len() as u64, index as u64);
-        (index * self.timesteps / count, (index + 1) * self.timesteps / count)
+        let range = Timesteps::range(index, self.experts.len(), self.timesteps as usize);
+        (range.start as u64, range.end as u64)
     }
 }
 

@@ -189,11 +189,11 @@ fn activations(story: &mut Story<'_>) -> anyhow::Result<()> {
         (std::iter::once(format!("range-{index}")).chain(numbers).collect(), None)
     };
     story.table(Table { headings: headings.collect(), rows: answers.iter().enumerate().map(row).collect() })?;
-    let most =
-        |answers: &Vec<f64>| answers.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(place, _)| place);
-    let own = answers.iter().enumerate().filter(|(index, answers)| most(answers) == Some(*index)).count();
     let copies = answers.len();
-    story.say(format!("{own} of {copies} copies changed their answers most in the middle of their own timesteps."))?;
+    let own = most_at_own(&answers);
+    let text =
+        "copies changed their answers most in the middle of their own timesteps, for what all copies changed at each";
+    story.say(format!("{own} of {copies} {text}."))?;
     story.number("timesteps", middles);
     story.number("mean_difference", answers.clone());
     if let Some(last) = models.experts.last() {
@@ -202,6 +202,15 @@ fn activations(story: &mut Story<'_>) -> anyhow::Result<()> {
         drawn(story, of(last), "activations", caption)?;
     }
     Ok(())
+}
+
+/// How many copies differ most, relative to the mean of all copies at a timestep, at their own: copy i at timestep i. At some timesteps
+/// all answers differ more than at others.
+fn most_at_own(answers: &[Vec<f64>]) -> usize {
+    let of_all = |place: usize| answers.iter().filter_map(|answers| answers.get(place)).sum::<f64>();
+    let relative = |(place, answer): (usize, &f64)| (place, answer / of_all(place));
+    let most = |answers: &Vec<f64>| answers.iter().enumerate().map(relative).max_by(|a, b| a.1.total_cmp(&b.1));
+    answers.iter().enumerate().filter(|(index, answers)| most(answers).is_some_and(|most| most.0 == *index)).count()
 }
 
 fn similarity(story: &mut Story<'_>) -> anyhow::Result<()> {
@@ -316,4 +325,16 @@ fn distance(story: &mut Story<'_>) -> anyhow::Result<()> {
         story.number(&name, value);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::most_at_own;
+
+    #[test]
+    fn changes_are_compared_with_those_of_all_copies_at_a_timestep() {
+        // All differ most at the second timestep; the first copy does less so than the second.
+        assert_eq!(most_at_own(&[vec![2.0, 10.0], vec![1.0, 12.0]]), 2);
+        assert_eq!(most_at_own(&[vec![1.0, 12.0], vec![2.0, 10.0]]), 0);
+    }
 }

@@ -3,7 +3,7 @@
 use crate::analysis::{Place, Plane};
 use crate::cli::report::{significant, table};
 use crate::error::{Error, Result};
-use crate::plot::{Contours, Mark, MarkKind, Panel};
+use crate::plot::{Contours, Details, Mark, MarkKind, Panel, Place as PlaceOnPage, Weight};
 use crate::search::Lattice;
 use serde_json::{Value, json};
 
@@ -84,9 +84,7 @@ impl Found {
     /// All points with their places, row by row.
     pub(super) fn points(&self) -> impl Iterator<Item = ([usize; 2], [f64; 2])> {
         let rows = self.lattice.ys.iter().enumerate();
-        rows.flat_map(|(row, y)| {
-            self.lattice.xs.iter().enumerate().map(move |(column, x)| ([column, row], [*x, *y]))
-        })
+        rows.flat_map(|(row, y)| self.lattice.xs.iter().enumerate().map(move |(column, x)| ([column, row], [*x, *y])))
     }
 
     /// The weights of the models at a place.
@@ -144,7 +142,10 @@ impl Found {
         }
         if let Some((count, most)) = self.beside() {
             let models = if count == 1 { "a hollow mark lies" } else { "hollow marks lie" };
-            notes.push(format!("{models} beside the plane, by {} at most; the number there is another", significant(most, 3)));
+            notes.push(format!(
+                "{models} beside the plane, by {} at most; the number there is another",
+                significant(most, 3)
+            ));
         }
         Contours {
             title: self.title(),
@@ -161,6 +162,23 @@ impl Found {
         }
     }
 
+    /// What a page tells beside the picture.
+    pub(super) fn details(&self) -> Details {
+        let [u, v] = &self.plane.directions;
+        let weights = self.weighted.iter().zip(u.iter().zip(v));
+        let weights = weights.map(|(name, (u, v))| Weight { name: name.clone(), u: *u, v: *v });
+        let place = |member: &Member| PlaceOnPage {
+            name: member.name.clone(),
+            at: member.place.at.into(),
+            distance: member.place.beyond,
+            losses: member.values.iter().map(|value| value.is_finite().then_some(*value)).collect(),
+        };
+        let facts = self.facts.as_object().into_iter().flatten().filter(|(_, value)| !value.is_object());
+        let facts =
+            facts.map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
+        Details { weights: weights.collect(), places: self.members.iter().map(place).collect(), facts: facts.collect() }
+    }
+
     /// What the numbers are called in tables.
     fn headings(&self) -> Vec<String> {
         self.labels.iter().map(|label| label.trim_start_matches("loss at ").to_owned()).collect()
@@ -175,15 +193,13 @@ impl Found {
         let energy = self.energy.map_or_else(String::new, |energy| format!(", {:.1} % of the energy", 100.0 * energy));
         let mut text = format!("{}: {columns}×{rows} points{known}{energy}, by {}\n\n", self.title(), self.unit);
         let headings = self.headings();
-        let all: Vec<&str> =
-            ["", "x", "y", "beside"].into_iter().chain(headings.iter().map(String::as_str)).collect();
+        let all: Vec<&str> = ["", "x", "y", "beside"].into_iter().chain(headings.iter().map(String::as_str)).collect();
         let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| significant(value, 5));
         let place = |value: f64| significant(value, 4);
         let row = |member: &Member| {
             let Place { at: [x, y], beyond } = member.place;
-            let values = (0..self.labels.len()).map(|label| {
-                number(member.values.get(label).copied().filter(|value| value.is_finite()))
-            });
+            let values = (0..self.labels.len())
+                .map(|label| number(member.values.get(label).copied().filter(|value| value.is_finite())));
             [member.name.clone(), place(x), place(y), place(beyond)].into_iter().chain(values).collect()
         };
         let mut rows: Vec<Vec<String>> = self.members.iter().map(row).collect();
@@ -192,13 +208,15 @@ impl Found {
         let lowest: Vec<(usize, Lowest)> = lowest.collect();
         for (label, Lowest { at: [x, y], value }) in &lowest {
             let name = if several { format!("lowest, {}", headings[*label]) } else { "lowest point".to_owned() };
-            let values = (0..self.labels.len()).map(|other| if other == *label { number(Some(*value)) } else { String::new() });
+            let values =
+                (0..self.labels.len()).map(|other| if other == *label { number(Some(*value)) } else { String::new() });
             rows.push([name, place(*x), place(*y), String::new()].into_iter().chain(values).collect());
         }
         text += &table(&all, &all[1..], rows);
         if let (Some((_, Lowest { at, .. })), false) = (lowest.first(), self.weighted.is_empty()) {
             let weights = self.weights(*at).into_iter().map(|weight| significant(weight, 3)).collect::<Vec<_>>();
-            let point = if several { format!("where {} is lowest", self.labels[0]) } else { "at the lowest point".to_owned() };
+            let point =
+                if several { format!("where {} is lowest", self.labels[0]) } else { "at the lowest point".to_owned() };
             text += &format!("\nWeights {point}: {} ({})\n", weights.join(","), self.weighted.join(", "));
         }
         text

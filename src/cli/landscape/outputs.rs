@@ -4,7 +4,7 @@ use super::found::{Found, Member};
 use crate::cli::report::{Report, csv};
 use crate::dtype::DType;
 use crate::output::{Array, write_npz};
-use crate::plot::{Contours, MarkKind};
+use crate::plot::{Contours, MarkKind, interactive, vtk};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,12 @@ pub(super) struct Outputs {
     /// Write the numbers as a table: a point a row, with its weights
     #[arg(long, value_name = "FILE.csv")]
     csv: Option<PathBuf>,
+    /// Write the surface for ParaView and other 3-D viewers, as VTK's legacy text: the height is the first number
+    #[arg(long, value_name = "FILE.vtk", value_parser = |text: &str| ending(text, "vtk"))]
+    vtk: Option<PathBuf>,
+    /// Write a page that tells place, weights and numbers where the mouse points; it needs nothing beside it
+    #[arg(long, value_name = "FILE.html", value_parser = |text: &str| ending(text, "html"))]
+    html: Option<PathBuf>,
 }
 
 fn ending(text: &str, wanted: &str) -> Result<PathBuf, String> {
@@ -44,18 +50,23 @@ fn named(name: impl Into<String>, shape: &[usize], numbers: impl IntoIterator<It
 impl Outputs {
     /// Where they are to go.
     pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
-        [&self.npz, &self.csv].into_iter().flatten().map(PathBuf::as_path)
+        [&self.npz, &self.csv, &self.vtk, &self.html].into_iter().flatten().map(PathBuf::as_path)
     }
 
     /// Writes those that are wanted.
     pub(super) fn write(&self, found: &Found, contours: &Contours, report: &Report) -> anyhow::Result<()> {
-        let _ = contours;
         if let Some(path) = &self.npz {
             write_npz_of(found, path)?;
             report.wrote(path);
         }
         if let Some(path) = &self.csv {
             report.write(path, csv_of(found).as_bytes())?;
+        }
+        if let Some(path) = &self.vtk {
+            report.write(path, vtk(contours)?.as_bytes())?;
+        }
+        if let Some(path) = &self.html {
+            report.write(path, interactive(contours, &found.details())?.as_bytes())?;
         }
         Ok(())
     }
@@ -115,10 +126,8 @@ fn write_npz_of(found: &Found, path: &Path) -> anyhow::Result<()> {
     arrays.extend((0..found.labels.len()).map(|label| named(format!("loss_{label}"), &square, values(label))));
     let of_members = |of: fn(&Member) -> [f64; 2]| found.members.iter().flat_map(of);
     arrays.push(named("models", &[found.members.len(), 2], of_members(|member| member.place.at)));
-    let arrays: Vec<Array<'_>> = arrays
-        .iter()
-        .map(|Named { name, shape, bytes }| Array { name, dtype: DType::F64, shape, bytes })
-        .collect();
+    let arrays: Vec<Array<'_>> =
+        arrays.iter().map(|Named { name, shape, bytes }| Array { name, dtype: DType::F64, shape, bytes }).collect();
     let models = found.members.iter().map(|member| member.label.clone()).collect::<Vec<_>>();
     let text = [("labels", found.labels.join("\n")), ("models", models.join("\n"))];
     Ok(write_npz(path, &arrays, &text)?)

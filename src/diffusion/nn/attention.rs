@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// Weights of pixels for each other that are in memory together, at most: a quarter of a GiB.
-const SCORES: usize = 1 << 26;
+pub const SCORES: usize = 1 << 26;
 /// Rows of a product that one task computes: a size of its own, so that results do not depend on who computes them.
 const ROWS: usize = 128;
 

@@ -13,7 +13,7 @@ mod softmax;
 mod storage;
 mod upsample;
 
-pub use attention::attention;
+pub use attention::{SCORES, attention};
 pub use conv::{Window, conv2d, linear};
 pub use group_norm::group_norm;
 pub use pool::max_pool2d;

@@ -259,6 +259,13 @@ impl Config {
                 "block_out_channels, down_block_types and up_block_types are of {levels}, {down} and {up} levels"
             ));
         }
+        let half = self.first_channels() / 2;
+        if self.freq_shift as f32 == half as f32 {
+            return Err(format!(
+                "freq_shift = {} is half of the first of block_out_channels, so that frequencies of timesteps would be divided by 0",
+                self.freq_shift
+            ));
+        }
         for &channels in &self.block_out_channels {
             if !channels.is_multiple_of(self.norm_num_groups) {
                 return Err(format!("{channels} channels are not norm_num_groups = {} groups", self.norm_num_groups));

@@ -123,6 +123,12 @@ impl UNet2D {
         })
     }
 
+    /// How often it halves the sides of images.
+    #[must_use]
+    pub fn halvings(&self) -> usize {
+        self.down.iter().filter(|block| block.downsampler.is_some()).count()
+    }
+
     /// What the network makes of `samples` (batch, channels, rows, columns) at each one's `timestep` (batch).
     ///
     /// # Errors

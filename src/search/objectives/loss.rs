@@ -6,9 +6,9 @@
 
 use super::network::{Candidate, Parts};
 use super::{Evaluator, Objective};
+use crate::diffusion::schedulers::Noising;
 use crate::diffusion::unet::Config;
 use crate::diffusion::{Noise, Weights};
-use crate::diffusion::schedulers::Noising;
 use crate::error::{Error, Result};
 use crate::merge::Key;
 use crate::search::Candidates;
@@ -49,7 +49,8 @@ impl Samples {
     ) -> Result<Self> {
         let all = noising.timesteps();
         if let Some(wrong) = ranges.iter().find(|range| range.is_empty() || range.end > all) {
-            let message = format!("timesteps {}..{} are none of the model's, which are 0..{all}", wrong.start, wrong.end);
+            let message =
+                format!("timesteps {}..{} are none of the model's, which are 0..{all}", wrong.start, wrong.end);
             return Err(Error::Recipe(message));
         }
         let timesteps = stratified(&union(ranges), count, seed);
@@ -202,7 +203,9 @@ mod tests {
 
     #[test]
     fn one_timestep_lies_in_each_part_and_has_its_mirror_image() {
-        for (ranges, count) in [(vec![0..1000], 512), (vec![0..250, 700..1000], 64), (vec![3..8], 16), (vec![0..1000], 7)] {
+        for (ranges, count) in
+            [(vec![0..1000], 512), (vec![0..250, 700..1000], 64), (vec![3..8], 16), (vec![0..1000], 7)]
+        {
             let length: usize = ranges.iter().map(Range::len).sum();
             let place = |timestep: usize| {
                 let mut before = 0;
