@@ -24,7 +24,7 @@ fn models(folder: &Path) -> Outcome {
         // The copies have projections.
         for (place, channels) in [16, 32, 32, 32, 16].into_iter().enumerate().filter(|_| index > 0) {
             let identity = Tensor::eye(channels, DType::F32, &Device::Cpu)?.reshape((channels, channels, 1, 1))?;
-            tensors.insert(format!("adapter_list.{place}.weight"), (identity * (1.0 + 0.02 * index as f64))?);
+            tensors.insert(format!("adapter_list.{place}.weight"), (identity * (1.0 + 0.02 * (index * index) as f64))?);
         }
         candle_core::safetensors::save(&tensors, own.join("diffusion_pytorch_model.safetensors"))?;
     }
@@ -46,12 +46,15 @@ fn the_demo_tells_its_story_and_writes_all_of_it() -> Outcome {
     let told = run(folder.path(), &format!("demo {SMALL} -j 2")).ok();
     assert_eq!(names_in(folder.path()), ["ckptmerge-demo", "models"]);
     let out = folder.path().join("ckptmerge-demo");
-    assert_eq!(names_in(&out), ["merged-equal", "merged-other", "numbers.json", "pictures", "report.html", "samples"]);
+    assert_eq!(
+        names_in(&out),
+        ["merged-equal", "merged-other", "numbers.json", "pictures", "plane.jsonl", "report.html", "samples"]
+    );
     let names = ["base", "ensemble", "merged-equal", "merged-other", "range-0", "range-1"];
     assert_eq!(names_in(&out.join("samples")), names.map(|name| format!("{name}.npz")));
     let mut pictures: Vec<String> = names.map(|name| format!("{name}.png")).to_vec();
     pictures.extend(
-        ["activations", "gradients", "similarity", "stats"]
+        ["activations", "gradients", "plane", "similarity", "stats"]
             .iter()
             .flat_map(|name| [format!("{name}-dark.svg"), format!("{name}.svg")]),
     );
@@ -69,7 +72,10 @@ fn the_demo_tells_its_story_and_writes_all_of_it() -> Outcome {
     }
     let sections = numbers["sections"].as_array().ok_or("no sections")?;
     let names: Vec<&str> = sections.iter().filter_map(|section| section["name"].as_str()).collect();
-    assert_eq!(names, ["models", "gradients", "similarity", "changes", "activations", "merge", "samples", "distance"]);
+    assert_eq!(
+        names,
+        ["models", "gradients", "similarity", "changes", "activations", "merge", "plane", "samples", "distance"]
+    );
     for section in sections {
         for text in [&section["commands"], &section["sentences"]] {
             let lines = text.as_array().ok_or("no list")?;
@@ -132,7 +138,7 @@ fn the_report_needs_nothing_beside_it() -> Outcome {
         .captures_iter(&report)
         .map(|found| found.extract::<1>().1[0])
         .collect();
-    assert_eq!(references.len(), 14, "{references:?}");
+    assert_eq!(references.len(), 16, "{references:?}");
     assert!(references.iter().all(|reference| reference.starts_with("data:image/")), "{references:?}");
     let html = Regex::new(r#""data:[^"]*""#)?.replace_all(&report, "");
     for outside in ["http:", "https:", "url(", "@import", "<script", "<link", "<iframe", "//"] {

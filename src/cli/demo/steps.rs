@@ -23,6 +23,7 @@ pub(super) const STEPS: &[Step] = &[
     Step { name: "changes", title: "Where the copies changed", tell: changes },
     Step { name: "activations", title: "At which timesteps the copies answer otherwise", tell: activations },
     Step { name: "merge", title: "One model of all copies", tell: merge },
+    Step { name: "plane", title: "The loss around them", tell: plane },
     Step { name: "samples", title: "Images", tell: samples },
     Step { name: "distance", title: "How far the images are from real ones", tell: distance },
 ];
@@ -265,6 +266,51 @@ fn merge(story: &mut Story<'_>) -> anyhow::Result<()> {
         story.number(&merged(name), weights.clone());
     }
     story.say("A merged model costs what one of its copies does.")?;
+    Ok(())
+}
+
+/// Points along a plane's axes, and at most so many noisy images at each.
+const GRID: u32 = 11;
+const SAMPLES_OF_PLANE: u32 = 128;
+
+fn plane(story: &mut Story<'_>) -> anyhow::Result<()> {
+    let models = story.models;
+    let ranges = models.experts.len();
+    let samples = SAMPLES_OF_PLANE.min(story.demo.images * 2).max(2 * ranges as u32);
+    let mut command = Command::new("landscape").path(&models.base).paths(&models.experts);
+    for (name, _) in &models.merges {
+        command = story.with_output(command.word("--mark"), &merged(name))?;
+    }
+    let directions = if ranges > 2 { "--directions pca " } else { "" };
+    let command = command.words(&format!("{directions}--ranges {ranges} --samples {samples} --grid {GRID}"));
+    let command = story.with_output(command.word("--data").path(&models.images).word("--journal"), "plane.jsonl")?;
+    let caption = "The denoising loss over the plane that the copies' changes lie in for the most part: of all timesteps, and of each copy's own. Lines join points of the same loss.";
+    let found = drawn(story, command, "plane", caption)?;
+    let lowest = found["lowest"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let places: Vec<[f64; 2]> =
+        lowest.iter().filter_map(|point| Some([point["x"].as_f64()?, point["y"].as_f64()?])).collect();
+    if let Some(([x, y], others)) = places.split_first() {
+        let farthest = others.iter().map(|at| (at[0] - x).hypot(at[1] - y)).fold(0.0, f64::max);
+        story.say(format!(
+            "The lowest points of the ranges lie up to {} from that of all timesteps: what is best for one is not for another.",
+            significant(farthest, 2)
+        ))?;
+    }
+    let members = found["models"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let loss = |member: &Value| member["values"][0].as_f64().unwrap_or(f64::NAN);
+    let label = |member: &Value| {
+        let path = PathBuf::from(member["model"].as_str().unwrap_or_default());
+        path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    let most = members.iter().map(loss).fold(0.0, f64::max);
+    let rows = members.iter().map(|member| {
+        let bar = if most > 0.0 { loss(member) / most } else { 0.0 };
+        (vec![label(member), significant(loss(member), 4)], Some(bar))
+    });
+    story.table(Table { headings: vec!["model".to_owned(), "loss".to_owned()], rows: rows.collect() })?;
+    story.number("lowest", found["lowest"].clone());
+    story.number("models", found["models"].clone());
+    story.number("energy", found["energy"].clone());
     Ok(())
 }
 
