@@ -165,40 +165,98 @@ fn runs(ring: &[(f64, f64)], leaves_out: impl Fn((f64, f64), (f64, f64)) -> bool
     runs
 }
 
-/// The numbers at `parts` places for each step, and at the last, on a curve through them: Hermite's cubics whose slope at each point is
-/// that of the parabola through it and its neighbours (Bessel's slopes; de Boor 1978, "A Practical Guide to Splines", chapter IV). A
-/// parabola is itself, as losses are near a minimum.
+/// The numbers at `parts` places for each step, and at the last, on a curve through them of Hermite's cubics.
 fn between(places: &[f64], numbers: &[f64], parts: usize) -> Vec<f64> {
-    let steps: Vec<(f64, f64, f64)> = places
-        .windows(2)
-        .zip(numbers.windows(2))
-        .filter_map(|(x, y)| {
-            let width = x.get(1)? - x.first()?;
-            Some((width, *y.first()?, (y.get(1)? - y.first()?) / width))
-        })
-        .collect();
-    // Of two steps that meet: the slope of their parabola where they do. At its ends it is as much beyond theirs.
-    let meet =
-        |(before, _, a): (f64, f64, f64), (after, _, b): (f64, f64, f64)| (a * after + b * before) / (before + after);
-    let slope_at = |point: usize| match (point.checked_sub(1).and_then(|step| steps.get(step)), steps.get(point)) {
-        (Some(before), Some(after)) => meet(*before, *after),
-        (None, Some(first)) => steps.get(1).map_or(first.2, |next| 2.0 * first.2 - meet(*first, *next)),
-        (Some(last), None) => {
-            let before = point.checked_sub(2).and_then(|step| steps.get(step));
-            before.map_or(last.2, |before| 2.0 * last.2 - meet(*before, *last))
-        }
-        (None, None) => 0.0,
+    let pairs = places.windows(2).zip(numbers.windows(2));
+    let step = |(x, y): (&[f64], &[f64])| {
+        let (width, from) = (x.get(1)? - x.first()?, *y.first()?);
+        Some(Step { width, from, slope: (y.get(1)? - from) / width })
     };
+    let steps: Vec<Step> = pairs.filter_map(step).collect();
+    let slopes = slopes(&steps);
     let mut found = Vec::with_capacity(steps.len() * parts + 1);
-    for (index, (width, from, slope)) in steps.iter().enumerate() {
-        let (enters, leaves) = (slope_at(index), slope_at(index + 1));
+    for (step, ends) in steps.iter().zip(slopes.windows(2)) {
+        let [enters, leaves] = ends else { continue };
         for part in 0..parts {
             let share = part as f64 / parts as f64;
-            // Hermite's cubic, as what it adds to the straight line.
-            let bend = share * (1.0 - share) * ((1.0 - share) * (enters - slope) - share * (leaves - slope));
-            found.push(from + width * (slope * share + bend));
+            // What the cubic adds to the straight line.
+            let bend = (1.0 - share) * (enters - step.slope) - share * (leaves - step.slope);
+            found.push(step.from + step.width * (step.slope * share + share * (1.0 - share) * bend));
         }
     }
     found.extend(numbers.last());
     found
+}
+
+/// The straight line between two points.
+#[derive(Clone, Copy)]
+struct Step {
+    width: f64,
+    from: f64,
+    slope: f64,
+}
+
+/// The number nearer to 0, or 0 between two of different signs.
+fn minmod(a: f64, b: f64) -> f64 {
+    if a * b <= 0.0 { 0.0 } else { a.signum() * a.abs().min(b.abs()) }
+}
+
+/// The slopes at all points: of the parabola through a point and its neighbours, limited as by Huynh (1993, "Accurate monotone cubic
+/// interpolation", the constraint M3-A). A parabola is itself, as losses are near a minimum, and a cliff makes no basin beside it.
+fn slopes(steps: &[Step]) -> Vec<f64> {
+    // Half of the second derivative where two steps meet; at the ends it goes on as it changes, or not at all.
+    let pairs = steps.windows(2).filter_map(|pair| Some((pair.first()?, pair.get(1)?)));
+    let mut bends: Vec<f64> = pairs.map(|(a, b)| (b.slope - a.slope) / (a.width + b.width)).collect();
+    let end = |first: Option<&f64>, next: Option<&f64>| match (first, next) {
+        (Some(first), Some(next)) => minmod(*first, 2.0 * first - next),
+        (first, _) => first.copied().unwrap_or_default(),
+    };
+    let (first, last) = (end(bends.first(), bends.get(1)), end(bends.last(), bends.iter().rev().nth(1)));
+    bends.insert(0, first);
+    bends.push(last);
+    // On a step, the bend on which both of its ends agree.
+    let agreed: Vec<f64> =
+        bends.windows(2).map(|ends| ends.iter().copied().reduce(minmod).unwrap_or_default()).collect();
+    let from_right = |point: usize| Some((steps.get(point)?, -agreed.get(point)?));
+    let from_left = |point: usize| point.checked_sub(1).and_then(|step| Some((steps.get(step)?, *agreed.get(step)?)));
+    let at_end = |(step, bend): (&Step, f64)| step.slope + bend * step.width;
+    let slope = |point: usize| match (from_left(point), from_right(point)) {
+        (Some(left), Some(right)) => {
+            let (a, b) = (left.0, right.0);
+            let parabola = (a.slope * b.width + b.slope * a.width) / (a.width + b.width);
+            let (agreed, least) = (minmod(at_end(left), at_end(right)), minmod(a.slope, b.slope));
+            minmod(parabola, agreed.signum() * (3.0 * least.abs()).max(1.5 * agreed.abs()))
+        }
+        (Some(end), None) | (None, Some(end)) => at_end(end),
+        (None, None) => 0.0,
+    };
+    (0..=steps.len()).map(slope).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn curves_follow_parabolas_and_stay_between_their_points_beside_cliffs() {
+        let places = [-1.0, 0.0, 0.5, 2.0, 2.5, 4.0, 5.0];
+        let parabola = |x: f64| 3.0 - 2.0 * x + 0.7 * x * x;
+        let fine = between(&places, &places, 7);
+        let found = between(&places, &places.map(parabola), 7);
+        assert_eq!((fine.len(), found.len()), (43, 43));
+        assert!(fine.iter().zip(&found).all(|(x, number)| (parabola(*x) - number).abs() < 1e-12), "{found:?}");
+        for cliff in [
+            [3.0, 2.4, 2.1, 1.2, 90.0, 90.0, 90.0],
+            [0.0, 0.1, 3.0, 100.0, 1e3, 1e5, 1e7],
+            [9.0, 9.0, 9.0, 0.0, 9.0, 9.0, 9.0],
+        ] {
+            let found = between(&places, &cliff, 7);
+            for (step, ends) in cliff.windows(2).enumerate() {
+                let within = &found[step * 7..=step * 7 + 7];
+                let (low, high) = (ends[0].min(ends[1]) - 1e-9, ends[0].max(ends[1]) + 1e-9);
+                assert!(within.iter().all(|number| (low..=high).contains(number)), "{ends:?}: {within:?}");
+            }
+        }
+        assert_eq!(between(&[0.0, 2.0], &[1.0, 5.0], 4), [1.0, 2.0, 3.0, 4.0, 5.0]);
+    }
 }
