@@ -83,6 +83,10 @@ pub enum Error {
     #[cfg(feature = "diffusion")]
     #[error("{0}")]
     Network(String),
+    /// What a network made is not finite.
+    #[cfg(feature = "diffusion")]
+    #[error("{0}")]
+    NotNumbers(String),
     /// The output cannot go where it was asked to.
     #[error("{}: {message}; nothing was written", shown(path))]
     Output {

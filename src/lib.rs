@@ -23,6 +23,7 @@ mod os;
 pub mod output;
 pub mod plot;
 pub mod recipe;
+pub mod search;
 pub mod stream;
 #[cfg(feature = "diffusion")]
 pub mod train;

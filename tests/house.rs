@@ -15,6 +15,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "search",
             "recipe",
             "adapter",
             "names",
@@ -31,6 +32,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "gpu",
             "dtype",
         ],
+    ),
+    (
+        "search",
+        &["recipe", "eval", "train", "diffusion", "images", "merge", "analysis", "stream", "checkpoint", "dtype"],
     ),
     ("eval", &["diffusion", "images", "merge", "stream", "checkpoint", "output", "dtype"]),
     ("train", &["diffusion", "images", "merge", "stream", "checkpoint", "output", "dtype"]),

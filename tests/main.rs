@@ -14,6 +14,8 @@ mod formats;
 mod gpu;
 mod hostile;
 mod house;
+#[cfg(all(feature = "diffusion", feature = "plot"))]
+mod landscape;
 mod layouts;
 mod limits;
 mod lora;

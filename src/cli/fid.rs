@@ -141,9 +141,9 @@ impl Run for Fid {
         }
         self.check_output()?;
         // Everything is opened before anything is computed.
-        let a = self.open(&self.a, self.kid || self.precision_recall, common, &report)?;
+        let a = given(&self.a, self.kid || self.precision_recall, common, &report)?;
         let needs_features = self.kid || self.precision_recall || self.infinity;
-        let b = self.b.as_ref().map(|b| self.open(b, needs_features, common, &report)).transpose()?;
+        let b = self.b.as_ref().map(|b| given(b, needs_features, common, &report)).transpose()?;
         // Before hours go into the other set.
         for given in std::iter::once(&a).chain(&b) {
             if let Given::Images(set) = given {
@@ -232,37 +232,6 @@ impl Fid {
             return Ok(());
         }
         Err(Error::output(path, format!("the folder {} does not exist; make it first", folder.display())))
-    }
-
-    /// Finds out what a path holds.
-    fn open(&self, path: &Path, needs_features: bool, common: &Common, report: &Report) -> Result<Given, Error> {
-        if path.is_dir() {
-            return Ok(Given::Images(Set::of_folder(path)?));
-        }
-        let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        if path.is_file() && ENDINGS.iter().any(|(known, _)| *known == ending) {
-            return Err(Error::model(path, "is a single image: name a folder of them"));
-        }
-        let checkpoint = Checkpoint::open_with(path, &common.open())?;
-        report.about(&checkpoint);
-        let images = Set::array_in(&checkpoint)?.map(str::to_owned);
-        if Statistics::are_in(&checkpoint) && !(needs_features && images.is_some()) {
-            if needs_features {
-                return Err(without_features(path));
-            }
-            if images.is_some() {
-                report.remark(&format!("{} holds images as well; its statistics are taken", path.display()));
-            }
-            return Ok(Given::Statistics(Statistics::read(&checkpoint)?));
-        }
-        if let Some(name) = images {
-            return Ok(Given::Images(Set::of_array(checkpoint, &name)?));
-        }
-        if let Some(name) = Features::array_in(&checkpoint)?.map(str::to_owned) {
-            return Ok(Given::Features(Features::read(&checkpoint, &name)?));
-        }
-        let kinds = "images (U8, N×height×width×channels), features (floats, N×d) nor statistics (`mu` and `sigma`)";
-        Err(Error::model(path, format!("holds neither {kinds}; {}", instead_of_images(&checkpoint))))
     }
 
     /// Computes what is needed of a set.
@@ -368,6 +337,63 @@ impl Fid {
         }
         let shown = Shown { a: &a, b: &b, value, is_fid, extractor, kid, infinity, shares };
         report.answer(|| shown.text(), || shown.document())
+    }
+}
+
+/// Finds out what a path holds.
+fn given(path: &Path, needs_features: bool, common: &Common, report: &Report) -> Result<Given, Error> {
+    if path.is_dir() {
+        return Ok(Given::Images(Set::of_folder(path)?));
+    }
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    if path.is_file() && ENDINGS.iter().any(|(known, _)| *known == ending) {
+        return Err(Error::model(path, "is a single image: name a folder of them"));
+    }
+    let checkpoint = Checkpoint::open_with(path, &common.open())?;
+    report.about(&checkpoint);
+    let images = Set::array_in(&checkpoint)?.map(str::to_owned);
+    if Statistics::are_in(&checkpoint) && !(needs_features && images.is_some()) {
+        if needs_features {
+            return Err(without_features(path));
+        }
+        if images.is_some() {
+            report.remark(&format!("{} holds images as well; its statistics are taken", path.display()));
+        }
+        return Ok(Given::Statistics(Statistics::read(&checkpoint)?));
+    }
+    if let Some(name) = images {
+        return Ok(Given::Images(Set::of_array(checkpoint, &name)?));
+    }
+    if let Some(name) = Features::array_in(&checkpoint)?.map(str::to_owned) {
+        return Ok(Given::Features(Features::read(&checkpoint, &name)?));
+    }
+    let kinds = "images (U8, N×height×width×channels), features (floats, N×d) nor statistics (`mu` and `sigma`)";
+    Err(Error::model(path, format!("holds neither {kinds}; {}", instead_of_images(&checkpoint))))
+}
+
+/// The distribution that images are to be compared with: a file's, or that of images, seen by the extractor.
+pub(super) fn reference_at(
+    path: &Path,
+    extractor: &dyn Extractor,
+    common: &Common,
+    report: &Report,
+) -> anyhow::Result<Statistics> {
+    /// Images that are decoded at a time.
+    const BATCH: usize = 64;
+    match given(path, false, common, report)? {
+        Given::Statistics(statistics) => {
+            check_extractor(&statistics, extractor)?;
+            Ok(statistics)
+        }
+        Given::Features(features) => Ok(Statistics::of(&features)?),
+        Given::Images(set) => {
+            eval::check_count(set.len() as u64, &path.display().to_string())?;
+            let (total, origin) = (set.len() as u64, path.display().to_string());
+            let pool = common.settings().pool()?;
+            Ok(report.watched_count(total, "images", |control| {
+                pool.install(|| eval::statistics(extractor, set.batches(BATCH), &origin, control))
+            })?)
+        }
     }
 }
 

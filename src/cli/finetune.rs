@@ -181,7 +181,8 @@ fn not_negative(text: &str) -> Result<f64, String> {
     number(text, |number| number >= 0.0 && number.is_finite(), "of 0 or more")
 }
 
-fn timesteps(text: &str) -> Result<Range<usize>, String> {
+/// A range of timesteps.
+pub(super) fn timesteps(text: &str) -> Result<Range<usize>, String> {
     let range = text.split_once("..").and_then(|(start, end)| Some(start.parse().ok()?..end.parse().ok()?));
     range
         .filter(|range: &Range<usize>| !range.is_empty())

@@ -24,6 +24,8 @@ mod formats;
 #[cfg(feature = "diffusion")]
 mod gradients;
 mod inspect;
+#[cfg(feature = "plot")]
+mod landscape;
 mod man;
 mod merge;
 mod methods;
@@ -31,6 +33,8 @@ mod methods;
 mod network_device;
 #[cfg(feature = "diffusion")]
 mod noisy_images;
+#[cfg(feature = "plot")]
+mod objective;
 #[cfg(feature = "plot")]
 mod picture;
 mod remarks;
@@ -87,6 +91,8 @@ subcommands! {
     TaskVector in task_vector,
     Similarity in similarity,
     Stats in stats,
+    #[cfg(feature = "plot")]
+    Landscape in landscape,
     #[cfg(feature = "diffusion")]
     Activations in activations,
     #[cfg(feature = "diffusion")]

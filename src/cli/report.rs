@@ -161,7 +161,7 @@ impl Report {
     }
 
     /// The same over so many things of a kind, such as `images`.
-    #[cfg(feature = "diffusion")]
+    #[cfg(any(feature = "diffusion", feature = "plot"))]
     pub(super) fn watched_count<T>(
         &self,
         total: u64,

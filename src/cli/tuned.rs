@@ -60,35 +60,51 @@ impl Tuned {
         } else {
             Models::open(&self.tuned, Some(&self.base), &options)?
         };
-        common.check_selected(models.all())?;
-        if let Some(index) = (0..models.labels().len()).find(|&index| !models.adapters(index).is_empty()) {
-            let label = &models.labels()[index];
-            let message =
-                format!("{label} is a model with an adapter: write it with `ckptmerge convert {label} OUT` first");
-            return Err(Error::Recipe(message).into());
-        }
-        for model in models.all() {
-            report.about(model);
-            remarks::of_scales(report, model);
-        }
-        models.remarks().for_each(|remark| report.remark(remark));
+        looked_at(&models, common, report)?;
         Ok(models)
     }
 
     /// The models' tensors that are numbers.
     pub(super) fn vectors<'m>(&self, models: &'m Models, report: &Report) -> anyhow::Result<Vectors<'m>> {
         let selection = Selection { include: self.include.clone(), exclude: self.exclude.clone() };
-        selection.check(models.all())?;
-        let tuned: Vec<&Checkpoint> = models.tuned.iter().collect();
-        let takes = |name: &str| selection.takes(name);
-        let vectors = Vectors::of(&tuned, models.base.as_ref(), models.labels(), &takes, self.shared)?;
-        if !vectors.left_out.is_empty() {
-            let (tensors, names) = (count(vectors.left_out.len() as u64, "tensor"), shortened(&vectors.left_out));
-            let why = if self.shared { "not in all models, or no real numbers" } else { "no real numbers" };
-            report.remark(&format!("left out {tensors}, {why}: {names}"));
-        }
-        Ok(vectors)
+        vectors_of(models, &selection, self.shared, report)
     }
+}
+
+/// What is said of models whose files are looked at as they are: that none has an adapter, and what is odd.
+pub(super) fn looked_at(models: &Models, common: &Common, report: &Report) -> anyhow::Result<()> {
+    common.check_selected(models.all())?;
+    if let Some(index) = (0..models.labels().len()).find(|&index| !models.adapters(index).is_empty()) {
+        let label = &models.labels()[index];
+        let message =
+            format!("{label} is a model with an adapter: write it with `ckptmerge convert {label} OUT` first");
+        return Err(Error::Recipe(message).into());
+    }
+    for model in models.all() {
+        report.about(model);
+        remarks::of_scales(report, model);
+    }
+    models.remarks().for_each(|remark| report.remark(remark));
+    Ok(())
+}
+
+/// The tensors that are numbers of models, and of a base.
+pub(super) fn vectors_of<'m>(
+    models: &'m Models,
+    selection: &Selection,
+    shared: bool,
+    report: &Report,
+) -> anyhow::Result<Vectors<'m>> {
+    selection.check(models.all())?;
+    let tuned: Vec<&Checkpoint> = models.tuned.iter().collect();
+    let takes = |name: &str| selection.takes(name);
+    let vectors = Vectors::of(&tuned, models.base.as_ref(), models.labels(), &takes, shared)?;
+    if !vectors.left_out.is_empty() {
+        let (tensors, names) = (count(vectors.left_out.len() as u64, "tensor"), shortened(&vectors.left_out));
+        let why = if shared { "not in all models, or no real numbers" } else { "no real numbers" };
+        report.remark(&format!("left out {tensors}, {why}: {names}"));
+    }
+    Ok(vectors)
 }
 
 /// Models' labels for people: without the endings of their formats, if they can be told apart so.

@@ -1,13 +1,11 @@
 //! Gaussian noise that is a function of where it is used.
 //!
 //! The number at an element of an image in a draw depends on the seed and on these three alone, not on the batch that
-//! the image is in, the order of work, or the threads. Two 32-bit numbers of a [`Key`] make two normal ones
-//! (Box and Muller 1958).
+//! the image is in, the order of work, or the threads.
 
 use crate::merge::Key;
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
-use std::f64::consts::TAU;
 use std::ops::Range;
 
 /// Noise of a seed.
@@ -26,14 +24,7 @@ impl Noise {
     /// Independent numbers from N(0, 1) for an image, of a draw: `start` is what a sampler begins with, any other
     /// name is another sequence.
     pub fn fill(&self, draw: &str, image: usize, out: &mut [f32]) {
-        const UNIT: f64 = 1.0 / 4_294_967_296.0;
-        let mut words = vec![0; out.len().next_multiple_of(2)];
-        Key::new(self.seed, draw, image).fill(0, &mut words);
-        for (out, words) in out.chunks_mut(2).zip(words.chunks_exact(2)) {
-            let radius = (-2.0 * ((f64::from(words[0]) + 0.5) * UNIT).ln()).sqrt();
-            let (sin, cos) = (TAU * f64::from(words[1]) * UNIT).sin_cos();
-            out.iter_mut().zip([radius * cos, radius * sin]).for_each(|(out, number)| *out = number as f32);
-        }
+        Key::new(self.seed, draw, image).normals(out);
     }
 
     /// The noise of several images: (images, channels, rows, columns).

@@ -191,7 +191,7 @@ pub fn expert(timestep: f32, models: usize, all: u64) -> usize {
 /// What became NaN or infinite.
 fn not_numbers(what: &str) -> Error {
     let why = "weights that hold NaN (`ckptmerge inspect MODEL --stats` tells), or a configuration that is not theirs";
-    Error::Network(format!("{what} are not numbers: the answers of a network are broken, by {why}"))
+    Error::NotNumbers(format!("{what} are not numbers: the answers of a network are broken, by {why}"))
 }
 
 /// Images of samples: −1..1 to 0..255, rounded to even as torch and numpy do; what is beyond is clipped.

@@ -46,6 +46,12 @@ impl Weights {
         self.shared.checkpoint.get(&self.shared.named(name)).is_some()
     }
 
+    /// What the checkpoint calls a tensor of the network.
+    #[must_use]
+    pub fn full_name(&self, name: &str) -> String {
+        self.shared.named(name)
+    }
+
     /// The names of the tensors, without the prefix.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let of_all = self.shared.checkpoint.tensors().iter();

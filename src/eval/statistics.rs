@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::output::{Array, write_npz};
 use faer::MatRef;
 use std::path::Path;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// Rows taken in at a time.
 const BLOCK: usize = 512;
@@ -46,6 +47,13 @@ impl Statistics {
         let mut statistics = accumulator.finish(&features.origin)?;
         statistics.extractor.clone_from(&features.extractor);
         Ok(statistics)
+    }
+
+    /// What the numbers are known by.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let numbers = self.mean.iter().chain(&self.covariance).flat_map(|number| number.to_le_bytes());
+        format!("{:032x}", xxh3_128(&numbers.collect::<Vec<u8>>()))
     }
 
     /// Whether a checkpoint holds statistics rather than images or features.

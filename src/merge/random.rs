@@ -6,6 +6,7 @@
 //! only, so that a GPU computes the same.
 
 use crate::dtype::vector::{self, Loop};
+use std::f64::consts::TAU;
 use std::ops::Range;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -34,6 +35,18 @@ impl Key {
     /// Fills `out` with the numbers of elements `start..`, uniform over all 32-bit integers.
     pub fn fill(self, start: u64, out: &mut [u32]) {
         self.update(start, out, [], |_, [], number| number);
+    }
+
+    /// Fills `out` with numbers from N(0, 1): two of 32 bits make two normal ones (Box and Muller 1958).
+    pub fn normals(self, out: &mut [f32]) {
+        const UNIT: f64 = 1.0 / 4_294_967_296.0;
+        let mut words = vec![0; out.len().next_multiple_of(2)];
+        self.fill(0, &mut words);
+        for (out, words) in out.chunks_mut(2).zip(words.chunks_exact(2)) {
+            let radius = (-2.0 * ((f64::from(words[0]) + 0.5) * UNIT).ln()).sqrt();
+            let (sin, cos) = (TAU * f64::from(words[1]) * UNIT).sin_cos();
+            out.iter_mut().zip([radius * cos, radius * sin]).for_each(|(out, number)| *out = number as f32);
+        }
     }
 
     /// `out[i] = each(out[i], [a[i], …], number of element start + i)`.

@@ -81,9 +81,15 @@ impl Axis {
         if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) }
     }
 
-    fn places(&self) -> impl Iterator<Item = (f64, &String)> {
+    /// Where ticks are, 0 to 1, and what stands at them.
+    pub(super) fn places(&self) -> impl Iterator<Item = (f64, &String)> {
         let range = self.high - self.low;
         self.ticks.iter().map(move |(place, label)| (((place - self.low) / range).clamp(0.0, 1.0), label))
+    }
+
+    /// The unit, with the power of ten that is left out of the numbers.
+    pub(super) fn unit(&self) -> &str {
+        &self.unit
     }
 
     /// The width that labels and unit take beside an upright axis.

@@ -6,7 +6,7 @@
 use super::colour::Rgb;
 use ab_glyph::{Font, FontRef, Glyph, PxScale, point};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters_backend::{BackendColor, BackendCoord, BackendTextStyle, FontFamily, FontTransform};
+use plotters_backend::{BackendColor, BackendCoord, BackendTextStyle, FontFamily, FontStyle, FontTransform};
 use std::convert::Infallible;
 use std::sync::OnceLock;
 
@@ -146,7 +146,11 @@ pub(super) struct Letters {
     pub(super) colour: Rgb,
     pub(super) anchor: HPos,
     pub(super) turned: bool,
+    pub(super) halo: bool,
 }
+
+/// What plotters writes of a halo's letters into an SVG, having no word for outlines.
+pub(super) const HALO_STYLE: &str = " font-style=\"oblique\"";
 
 impl BackendTextStyle for Letters {
     type FontError = Infallible;
@@ -162,6 +166,10 @@ impl BackendTextStyle for Letters {
 
     fn transform(&self) -> FontTransform {
         if self.turned { FontTransform::Rotate270 } else { FontTransform::None }
+    }
+
+    fn style(&self) -> FontStyle {
+        if self.halo { FontStyle::Oblique } else { FontStyle::Normal }
     }
 
     fn anchor(&self) -> Pos {

@@ -5,10 +5,14 @@
 //! Colours can be told apart by colour-blind readers and, from zero on, in grey.
 
 #[cfg(feature = "plot")]
+mod area;
+#[cfg(feature = "plot")]
 mod axis;
 #[cfg(feature = "plot")]
 mod box_plot;
 mod colour;
+#[cfg(feature = "plot")]
+mod contour;
 #[cfg(feature = "plot")]
 mod font;
 #[cfg(feature = "plot")]
@@ -17,6 +21,8 @@ mod heading;
 mod heatmap;
 #[cfg(feature = "plot")]
 mod histogram;
+#[cfg(feature = "plot")]
+mod interactive;
 #[cfg(feature = "plot")]
 mod lines;
 mod number;
@@ -28,6 +34,8 @@ mod stroke;
 pub mod terminal;
 #[cfg(all(test, feature = "plot"))]
 mod tests;
+#[cfg(feature = "plot")]
+mod vtk;
 
 #[cfg(feature = "plot")]
 pub use axis::Axis;
@@ -35,15 +43,21 @@ pub use axis::Axis;
 pub use box_plot::{BoxPlot, FiveNumbers};
 pub use colour::{Palette, Rgb, Scale, contrast, ink_on, of_series, of_share};
 #[cfg(feature = "plot")]
+pub use contour::{Contours, Levels, Mark, MarkKind, Panel};
+#[cfg(feature = "plot")]
 pub use font::{clean, fitted, text_width, wrapped};
 #[cfg(feature = "plot")]
 pub use heatmap::Heatmap;
 #[cfg(feature = "plot")]
 pub use histogram::Histogram;
 #[cfg(feature = "plot")]
+pub use interactive::{Details, Place, Weight, interactive};
+#[cfg(feature = "plot")]
 pub use lines::{Lines, Series};
 #[cfg(feature = "plot")]
 pub use scene::{LARGEST, Scene, Side};
+#[cfg(feature = "plot")]
+pub use vtk::vtk;
 
 #[cfg(feature = "plot")]
 use crate::error::{Error, Result};
@@ -107,7 +121,12 @@ pub trait Plot {
 /// [`Error::Recipe`] with what is wrong with the numbers.
 #[cfg(feature = "plot")]
 pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>> {
-    let scene = plot.scene(kind, theme)?;
+    written(&plot.scene(kind, theme)?, kind)
+}
+
+/// The bytes of a scene's picture.
+#[cfg(feature = "plot")]
+fn written(scene: &Scene, kind: ImageKind) -> Result<Vec<u8>> {
     let (width, height) = scene.pixels();
     match kind {
         ImageKind::Svg => {
@@ -117,9 +136,11 @@ pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>
             let (wide, high) = scene.size();
             let sized = format!("<svg width=\"{wide}\" height=\"{high}\"");
             let svg = svg.replacen(&format!("<svg width=\"{width}\" height=\"{height}\""), &sized, 1);
+            // Lines end and turn as they do in PNG.
+            let svg = svg.replacen('>', " stroke-linejoin=\"round\" stroke-linecap=\"round\">", 1);
             // What is so without saying makes up a third of a large heatmap.
-            let svg = svg.replace("<polyline ", "<polyline stroke-linejoin=\"round\" ");
-            Ok(svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"/>", "/>").into_bytes())
+            let svg = svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\"/>", "/>");
+            Ok(with_halos(svg, 2.0 * scene::HALO * scene.fine()).into_bytes())
         }
         ImageKind::Png => {
             let mut pixels = vec![0; width as usize * height as usize * 3];
@@ -128,6 +149,20 @@ pub fn render(plot: &impl Plot, kind: ImageKind, theme: Theme) -> Result<Vec<u8>
                 .map_err(|error| Error::Recipe(format!("cannot write the picture as PNG: {error}")))
         }
     }
+}
+
+/// The SVG with outlines, `width` wide, of the letters that are to have a halo.
+#[cfg(feature = "plot")]
+fn with_halos(svg: String, width: f64) -> String {
+    let mut parts = svg.split(font::HALO_STYLE);
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // The colour stands right before.
+        let colour = whole.rfind("fill=\"").and_then(|at| whole.get(at + 5..)).unwrap_or_default().to_owned();
+        whole += &format!(" stroke={colour} stroke-width=\"{width}\" aria-hidden=\"true\"");
+        whole += part;
+    }
+    whole
 }
 
 /// Red, green and blue of each pixel, as PNG.

@@ -4,6 +4,7 @@
 //! pixels for a unit: PNG has as many pixels, SVG a `viewBox` of as many.
 
 use super::ImageKind;
+use super::area::filled;
 use super::colour::{Palette, Rgb};
 use super::font::{BELOW_TOP, CAPITAL, Letters, text_width};
 use super::stroke::covered;
@@ -13,6 +14,12 @@ use plotters_backend::{BackendColor, BackendCoord, BackendStyle, DrawingBackend}
 
 /// A backend's pixels for each unit: 192 for an inch, as print and today's screens want.
 pub(super) const FINE: f64 = 2.0;
+
+/// The same for curves in SVG, which are looked at closely.
+const FINEST: f64 = 24.0;
+
+/// How far a halo reaches beyond its letters, in units.
+pub(super) const HALO: f64 = 1.75;
 
 /// No picture is wider or higher, in units.
 pub const LARGEST: f64 = 2000.0;
@@ -42,16 +49,37 @@ pub(super) struct Label {
 
 #[derive(Clone, Debug)]
 enum Shape {
-    Rectangle { from: (f64, f64), to: (f64, f64), colour: Rgb, opacity: f64 },
-    Line { from: (f64, f64), to: (f64, f64), colour: Rgb },
-    Path { points: Vec<(f64, f64)>, width: f64, colour: Rgb },
+    Rectangle {
+        from: (f64, f64),
+        to: (f64, f64),
+        colour: Rgb,
+        opacity: f64,
+    },
+    Line {
+        from: (f64, f64),
+        to: (f64, f64),
+        colour: Rgb,
+    },
+    Path {
+        points: Vec<(f64, f64)>,
+        width: f64,
+        colour: Rgb,
+    },
+    Area {
+        corners: Vec<(f64, f64)>,
+        colour: Rgb,
+    },
     Label(Label),
+    /// The same letters, thicker: what lies round a label.
+    Halo(Label),
 }
 
 /// A picture's size and shapes, the first of them undermost.
 #[derive(Clone, Debug)]
 pub struct Scene {
     size: (f64, f64),
+    /// A backend's pixels for each unit.
+    fine: f64,
     shapes: Vec<Shape>,
 }
 
@@ -65,9 +93,21 @@ impl Scene {
         if !(1.0..=LARGEST).contains(&size.0) || !(1.0..=LARGEST).contains(&size.1) {
             return Err(Error::Recipe(format!("a picture of {width:.0} × {height:.0} cannot be drawn")));
         }
-        let mut scene = Self { size, shapes: Vec::new() };
+        let mut scene = Self { size, fine: FINE, shapes: Vec::new() };
         scene.rectangle((0.0, 0.0), size, palette.paper);
         Ok(scene)
+    }
+
+    /// The same with smaller pixels where they are but numbers: curves of an SVG want them.
+    #[must_use]
+    pub(super) fn refined(mut self, kind: ImageKind) -> Self {
+        self.fine = if kind == ImageKind::Svg { FINEST } else { FINE };
+        self
+    }
+
+    /// How many times a pixel of [`FINE`] is one of this picture's.
+    pub(super) fn fine(&self) -> f64 {
+        self.fine
     }
 
     /// Its width and height in units.
@@ -79,7 +119,7 @@ impl Scene {
     /// Its width and height in pixels.
     #[must_use]
     pub fn pixels(&self) -> (u32, u32) {
-        ((self.size.0 * FINE) as u32, (self.size.1 * FINE) as u32)
+        ((self.size.0 * self.fine) as u32, (self.size.1 * self.fine) as u32)
     }
 
     /// A filled rectangle between two of its corners.
@@ -100,6 +140,11 @@ impl Scene {
     /// A line through points, `width` wide.
     pub fn path(&mut self, points: Vec<(f64, f64)>, width: f64, colour: Rgb) {
         self.shapes.push(Shape::Path { points, width, colour });
+    }
+
+    /// A filled polygon that does not cross itself.
+    pub fn area(&mut self, corners: Vec<(f64, f64)>, colour: Rgb) {
+        self.shapes.push(Shape::Area { corners, colour });
     }
 
     /// The outline of a rectangle, `width` wide, within it.
@@ -135,6 +180,15 @@ impl Scene {
         self.label(Label { text: text.into(), at, size, side, turned: false, colour });
     }
 
+    /// A text with a halo, to be read on any colour.
+    pub fn haloed_text(&mut self, text: &str, at: (f64, f64), size: f64, side: Side, (ink, halo): (Rgb, Rgb)) {
+        let label = Label { text: text.to_owned(), at, size, side, turned: false, colour: ink };
+        if !text.is_empty() {
+            self.shapes.push(Shape::Halo(Label { colour: halo, ..label.clone() }));
+        }
+        self.label(label);
+    }
+
     /// A text that is read from below upward.
     pub fn turned_text(&mut self, text: impl Into<String>, at: (f64, f64), size: f64, side: Side, colour: Rgb) {
         self.label(Label { text: text.into(), at, size, side, turned: true, colour });
@@ -148,7 +202,7 @@ impl Scene {
         let failed = |error: &dyn std::fmt::Display| Error::Recipe(format!("cannot draw the picture: {error}"));
         backend.ensure_prepared().map_err(|error| failed(&error))?;
         for shape in &self.shapes {
-            draw_shape(kind, backend, shape).map_err(|error| failed(&error))?;
+            draw_shape(kind, self.fine, backend, shape).map_err(|error| failed(&error))?;
         }
         backend.present().map_err(|error| failed(&error))
     }
@@ -203,16 +257,19 @@ impl BackendStyle for Pen {
     }
 }
 
-fn pixel((x, y): (f64, f64)) -> BackendCoord {
-    ((x * FINE).round() as i32, (y * FINE).round() as i32)
+fn rounded((x, y): (f64, f64)) -> BackendCoord {
+    (x.round() as i32, y.round() as i32)
 }
 
 fn draw_shape<B: DrawingBackend>(
     kind: ImageKind,
+    fine: f64,
     backend: &mut B,
     shape: &Shape,
 ) -> Result<(), plotters_backend::DrawingErrorKind<B::ErrorType>> {
     let solid = |rgb| BackendColor { alpha: 1.0, rgb };
+    let exact = |points: &[(f64, f64)]| points.iter().map(|(x, y)| (x * fine, y * fine)).collect::<Vec<_>>();
+    let pixel = |(x, y): (f64, f64)| rounded((x * fine, y * fine));
     match shape {
         Shape::Rectangle { from, to, colour, opacity } => {
             let (from, to) = (pixel(*from), pixel(*to));
@@ -221,34 +278,65 @@ fn draw_shape<B: DrawingBackend>(
             let high = (from.0.max(to.0).max(low.0 + 1), from.1.max(to.1).max(low.1 + 1));
             backend.draw_rect(low, high, &BackendColor { alpha: *opacity, rgb: *colour }, true)
         }
-        Shape::Line { from, to, colour } => backend.draw_line(pixel(*from), pixel(*to), &solid(*colour)),
+        Shape::Line { from, to, colour } => {
+            let pen = Pen { colour: *colour, width: (fine / FINE) as u32 };
+            backend.draw_line(pixel(*from), pixel(*to), &pen)
+        }
         Shape::Path { points, width, colour } => {
             match kind {
                 ImageKind::Svg => {
-                    let pen = Pen { colour: *colour, width: (width * FINE).round() as u32 };
+                    let pen = Pen { colour: *colour, width: (width * fine).round() as u32 };
                     backend.draw_path(points.iter().map(|point| pixel(*point)), &pen)
                 }
                 // plotters' own reach far out at sharp corners.
-                ImageKind::Png => {
-                    let points: Vec<_> = points.iter().map(|(x, y)| (x * FINE, y * FINE)).collect();
-                    covered(&points, width * FINE)
-                        .into_iter()
-                        .try_for_each(|(pixel, alpha)| backend.draw_pixel(pixel, BackendColor { alpha, rgb: *colour }))
-                }
+                ImageKind::Png => dots(backend, covered(&exact(points), width * fine), *colour),
             }
         }
-        Shape::Label(label) => {
-            // From the middle of a capital to the top that plotters counts from.
-            let up = label.size * (CAPITAL / 2.0 - BELOW_TOP);
-            let (x, y) = label.at;
-            let at = pixel(if label.turned { (x + up, y) } else { (x, y + up) });
-            let anchor = match label.side {
-                Side::Start => HPos::Left,
-                Side::Middle => HPos::Center,
-                Side::End => HPos::Right,
-            };
-            let letters = Letters { size: label.size * FINE, colour: label.colour, anchor, turned: label.turned };
-            backend.draw_text(&label.text, &letters, at)
-        }
+        Shape::Area { corners, colour } => match kind {
+            ImageKind::Svg => backend.fill_polygon(corners.iter().map(|corner| pixel(*corner)), &solid(*colour)),
+            // plotters' own have no soft edges.
+            ImageKind::Png => dots(backend, filled(&exact(corners)), *colour),
+        },
+        Shape::Label(label) => draw_label(fine, backend, label, (0.0, 0.0), false),
+        Shape::Halo(label) => match kind {
+            ImageKind::Svg => draw_label(fine, backend, label, (0.0, 0.0), true),
+            ImageKind::Png => (0..AROUND).try_for_each(|step| {
+                let angle = f64::from(step) / f64::from(AROUND) * std::f64::consts::TAU;
+                draw_label(fine, backend, label, (HALO * angle.cos(), HALO * angle.sin()), false)
+            }),
+        },
     }
+}
+
+/// Times that letters are drawn around their place for a halo.
+const AROUND: u32 = 16;
+
+/// Draws pixels by how much of each is covered.
+fn dots<B: DrawingBackend>(
+    backend: &mut B,
+    pixels: Vec<(BackendCoord, f64)>,
+    rgb: Rgb,
+) -> Result<(), plotters_backend::DrawingErrorKind<B::ErrorType>> {
+    pixels.into_iter().try_for_each(|(pixel, alpha)| backend.draw_pixel(pixel, BackendColor { alpha, rgb }))
+}
+
+/// Draws a text, shifted by some units.
+fn draw_label<B: DrawingBackend>(
+    fine: f64,
+    backend: &mut B,
+    label: &Label,
+    shift: (f64, f64),
+    halo: bool,
+) -> Result<(), plotters_backend::DrawingErrorKind<B::ErrorType>> {
+    // From the middle of a capital to the top that plotters counts from.
+    let up = label.size * (CAPITAL / 2.0 - BELOW_TOP);
+    let (x, y) = (label.at.0 + shift.0, label.at.1 + shift.1);
+    let (x, y) = if label.turned { (x + up, y) } else { (x, y + up) };
+    let anchor = match label.side {
+        Side::Start => HPos::Left,
+        Side::Middle => HPos::Center,
+        Side::End => HPos::Right,
+    };
+    let letters = Letters { size: label.size * fine, colour: label.colour, anchor, turned: label.turned, halo };
+    backend.draw_text(&label.text, &letters, rounded((x * fine, y * fine)))
 }

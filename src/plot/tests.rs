@@ -65,7 +65,7 @@ fn lines(points: usize, series: usize) -> Lines {
     }
 }
 
-const ALL: [(ImageKind, Theme); 4] = [
+pub(super) const ALL: [(ImageKind, Theme); 4] = [
     (ImageKind::Svg, Theme::Light),
     (ImageKind::Png, Theme::Light),
     (ImageKind::Svg, Theme::Dark),
@@ -73,17 +73,17 @@ const ALL: [(ImageKind, Theme); 4] = [
 ];
 
 /// Draws it as both kinds; that no text is outside, and that the files are whole.
-fn drawn(plot: &impl Plot) -> Result<String> {
+pub(super) fn drawn(plot: &impl Plot) -> Result<String> {
     drawn_as(plot, &[(ImageKind::Svg, Theme::Light), (ImageKind::Png, Theme::Dark)])
 }
 
-fn drawn_as(plot: &impl Plot, kinds: &[(ImageKind, Theme)]) -> Result<String> {
+pub(super) fn drawn_as(plot: &impl Plot, kinds: &[(ImageKind, Theme)]) -> Result<String> {
     let mut text = String::new();
     for &(kind, theme) in kinds {
         let scene = plot.scene(kind, theme)?;
         assert_eq!(scene.texts_outside(), [""; 0], "{:?}", scene.size());
         let (width, height) = scene.pixels();
-        assert!(width <= 4000 && height <= 4000, "{width}×{height}");
+        assert!(scene.size().0 <= LARGEST && scene.size().1 <= LARGEST, "{:?}", scene.size());
         let bytes = render(plot, kind, theme)?;
         match kind {
             ImageKind::Png => check_png(&bytes, (width, height), theme),

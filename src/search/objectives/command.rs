@@ -1,0 +1,182 @@
+//! A command of the user's own: what it prints last is a candidate's number.
+
+use super::{Evaluator, Objective};
+use crate::error::{Error, Result};
+use crate::recipe::{Models, Plan, Recipe, Selection, Target};
+use crate::stream::{Control, Settings};
+use regex::Regex;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// What stands in a template for the candidate's path.
+const MODEL: &str = "{model}";
+/// How long to wait between looks at a command.
+const LOOK: Duration = Duration::from_millis(20);
+/// The last bytes of what a command prints that are kept.
+const KEPT: usize = 1 << 16;
+
+static NUMBER: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|\bnan\b|[-+]?\binf(?:inity)?\b").ok());
+
+/// A command that is run for each candidate, by `sh`.
+pub struct Command<'a> {
+    template: String,
+    models: &'a Models,
+    /// The base's own file and the models': a candidate that is one of them is not written again.
+    base: PathBuf,
+    paths: Vec<PathBuf>,
+    selection: Selection,
+    folder: &'a Path,
+    jobs: usize,
+    settings: Settings,
+    labels: Vec<String>,
+    next: AtomicUsize,
+}
+
+impl<'a> Command<'a> {
+    /// Of models with their base, whose files are at these paths; candidates are written into `folder`, and `jobs` commands run at a time.
+    ///
+    /// # Errors
+    /// [`Error::Recipe`] if the template has no `{model}`.
+    pub fn new(
+        template: &str,
+        models: &'a Models,
+        (base, paths): (&Path, &[PathBuf]),
+        selection: &Selection,
+        folder: &'a Path,
+        jobs: usize,
+    ) -> Result<Self> {
+        if !template.contains(MODEL) {
+            let message = format!("the command `{template}` has no {MODEL}, in whose place the candidate's path goes");
+            return Err(Error::Recipe(message));
+        }
+        Ok(Self {
+            template: template.to_owned(),
+            models,
+            base: base.to_owned(),
+            paths: paths.to_vec(),
+            selection: selection.clone(),
+            folder,
+            jobs,
+            settings: Settings { sync: false, ..Settings::default() },
+            labels: vec!["the command's number".to_owned()],
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// The candidate's path, and whether it was written for this.
+    fn candidate(&self, weights: &[f64], number: usize, control: Control<'_>) -> Result<(PathBuf, bool)> {
+        let is_one = |index: usize| weights.iter().enumerate().all(|(i, w)| *w == if i == index { 1.0 } else { 0.0 });
+        // What a selection leaves out is the base's in a candidate.
+        let is_whole = self.selection.include.is_empty() && self.selection.exclude.is_empty();
+        let model = (0..weights.len()).find(|index| is_whole && is_one(*index)).and_then(|index| self.paths.get(index));
+        let base = weights.iter().all(|weight| *weight == 0.0).then_some(&self.base);
+        if let Some(path) = model.or(base) {
+            return Ok((path.clone(), false));
+        }
+        let Selection { include, exclude } = self.selection.clone();
+        let recipe = Recipe { include, exclude, ..Recipe::new("task-arithmetic")?.weights(weights) };
+        let unwatched = Control { progress: &|_| {}, ..control };
+        let plan = Plan::new(&recipe, self.models, &self.settings, unwatched)?;
+        let ending = if self.models.frame().layout().is_folder { "" } else { ".safetensors" };
+        let path = self.folder.join(format!("candidate-{number}{ending}"));
+        plan.emit(&Target::new(&path), &self.settings, unwatched)?;
+        Ok((path, true))
+    }
+
+    fn number(&self, model: &Path, control: Control<'_>) -> Result<f64> {
+        let path = model.to_str().ok_or_else(|| Error::model(model, "has a path that is no UTF-8; move it"))?;
+        let quoted = format!("'{}'", path.replace('\'', r"'\''"));
+        let line = self.template.replace(MODEL, &quoted);
+        let fail = |message: String| Error::Recipe(format!("the command `{line}` {message}"));
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", &line])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| fail(format!("cannot be run: {error}")))?;
+        let (out, errors) = (child.stdout.take(), child.stderr.take());
+        let (status, out, errors) = std::thread::scope(|scope| {
+            let out = scope.spawn(move || tail(out));
+            let errors = scope.spawn(move || tail(errors));
+            let status = wait(&mut child, control);
+            let text = |reader: std::thread::ScopedJoinHandle<'_, String>| reader.join().unwrap_or_default();
+            status.map(|status| (status, text(out), text(errors)))
+        })?;
+        if !status.success() {
+            let last = errors.trim_end().lines().rev().take(5).collect::<Vec<_>>();
+            let last = last.into_iter().rev().collect::<Vec<_>>().join("\n");
+            return Err(fail(format!("failed ({status}):\n{last}")));
+        }
+        let number = NUMBER.as_ref().and_then(|number| number.find_iter(&out).last());
+        let number = number.and_then(|found| found.as_str().parse::<f64>().ok());
+        let number = number.ok_or_else(|| fail("printed no number on its standard output".to_owned()))?;
+        Ok(if number.is_finite() { number } else { f64::NAN })
+    }
+}
+
+/// Waits for a command, which is killed if the run is to stop.
+fn wait(child: &mut Child, control: Control<'_>) -> Result<std::process::ExitStatus> {
+    loop {
+        let look = child.try_wait().map_err(|error| Error::Recipe(format!("a command was lost: {error}")))?;
+        if let Some(status) = look {
+            return Ok(status);
+        }
+        if let Err(interrupted) = control.check() {
+            // If it has just ended, there is nothing to kill.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(interrupted);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The last of what a pipe gives.
+fn tail(pipe: Option<impl Read>) -> String {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    let Some(mut pipe) = pipe else { return String::new() };
+    while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+        kept.extend_from_slice(buffer.get(..read).unwrap_or_default());
+        let surplus = kept.len().saturating_sub(KEPT);
+        kept.drain(..surplus);
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+impl Objective for Command<'_> {
+    fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    fn side_by_side(&self, threads: usize) -> usize {
+        self.jobs.min(threads)
+    }
+
+    fn evaluator(&self) -> Result<Box<dyn Evaluator + '_>> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Ok(Box::new(OfOne { command: self, number }))
+    }
+}
+
+struct OfOne<'a> {
+    command: &'a Command<'a>,
+    number: usize,
+}
+
+impl Evaluator for OfOne<'_> {
+    fn evaluate(&mut self, weights: &[f64], control: Control<'_>) -> Result<Vec<f64>> {
+        let (path, is_ours) = self.command.candidate(weights, self.number, control)?;
+        let number = self.command.number(&path, control);
+        if is_ours {
+            // The folder is removed in the end, with whatever is in it.
+            let _ = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        }
+        Ok(vec![number?])
+    }
+}
