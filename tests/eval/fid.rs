@@ -70,6 +70,10 @@ fn folders_arrays_statistics_threads_and_batches_agree() -> Outcome {
     other.fails(2, &["digits.npz has statistics of digits", "by pixels", "--features"]);
     let resized = run(here, "fid digits.npz b --features digits --resize clean");
     resized.fails(2, &["digits.npz has statistics of digits", "resized as clean"]);
+    run(here, "fid a --features digits --resize clean --save-stats resized.npz").ok();
+    let resized = run(here, "fid resized.npz b --features digits");
+    resized.fails(2, &["resized.npz has statistics of digits", "resized as clean"]);
+    run(here, "fid resized.npz b --features digits --resize clean").ok();
     let mixed = run(here, "fid digits.npz pixels.npz");
     mixed.fails(2, &["digits.npz", "pixels.npz", "features of"]);
     Ok(())
