@@ -225,10 +225,10 @@ fn losses_are_those_of_training() -> Outcome {
     let objective = Objective { weighting: Weighting::by_name("none")?, gamma: 0.0, consistency: 0.0 };
     let timesteps = samples.timesteps();
     let mut losses = Vec::new();
-    for number in 0..count {
+    for (number, &timestep) in timesteps.iter().enumerate() {
         let images = data.images(number..number + 1)?;
         let noise = Noise::new(seed).tensor("noise of samples", number..number + 1, (1, 8, 8), images.device())?;
-        let batch = Batch { images, noise, timesteps: vec![timesteps[number]] };
+        let batch = Batch { images, noise, timesteps: vec![timestep] };
         losses.push(objective.of(&control.unet, None, &noising, &batch)?.1.total);
     }
     for (range, found) in ranges.iter().zip(found) {

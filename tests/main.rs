@@ -14,6 +14,7 @@ mod formats;
 mod gpu;
 mod hostile;
 mod house;
+mod journal;
 #[cfg(all(feature = "diffusion", feature = "plot"))]
 mod landscape;
 mod layouts;

@@ -17,8 +17,10 @@ mod view;
 
 pub use file::{DataFile, IoMode};
 pub use formats::{FORMATS, by_extension, format};
+#[cfg(feature = "diffusion")]
+pub(crate) use layout::TRAINING_STATE;
 pub use layout::{Layout, Part};
-pub(crate) use layout::{SMALL_LIMIT, TRAINING_STATE, find_file, is_weights, read_json};
+pub(crate) use layout::{SMALL_LIMIT, find_file, is_weights, read_json};
 pub(crate) use small::{read_small, read_text};
 pub use view::{Elements, View};
 

@@ -69,7 +69,7 @@ pub(super) struct ObjectiveOptions {
     jobs: u32,
     #[cfg(feature = "diffusion")]
     #[command(flatten)]
-    networks: NetworkOptions,
+    networks: Box<NetworkOptions>,
 }
 
 /// What candidates are judged by that are networks.
@@ -181,7 +181,7 @@ impl ObjectiveOptions {
         let given = [(self.command.is_some() || self.jobs > 1, Kind::Cmd, "--command and --jobs")];
         #[cfg(feature = "diffusion")]
         let given = {
-            let NetworkOptions { data, timesteps, ranges, reference, features, .. } = &self.networks;
+            let NetworkOptions { data, timesteps, ranges, reference, features, .. } = &*self.networks;
             let of_loss = data.is_some() || !timesteps.is_empty() || ranges.is_some();
             let of_fid = reference.is_some() || features.is_some();
             let [of_command] = given;
@@ -277,7 +277,7 @@ impl NetworkOptions {
     /// The ranges of timesteps that are asked for, of so many.
     fn of_timesteps(&self, all: usize) -> Vec<Range<usize>> {
         match (self.ranges.map(|ranges| ranges as usize), &self.timesteps[..]) {
-            (None | Some(1), []) => vec![0..all],
+            (None | Some(1), []) => std::iter::once(0..all).collect(),
             (Some(ranges), _) => {
                 let each = (0..ranges).map(|index| Timesteps::range(index, ranges, all));
                 std::iter::once(0..all).chain(each).collect()

@@ -147,6 +147,7 @@ fn temp_prefix(target: &Path) -> OsString {
 }
 
 /// Whether a file's name is that of an output that is not whole.
+#[cfg(feature = "diffusion")]
 pub(crate) fn is_temporary(name: &OsStr) -> bool {
     let name = name.as_encoded_bytes();
     let Some(end) = name.iter().rposition(|byte| *byte == b'-') else { return false };

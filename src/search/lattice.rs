@@ -43,7 +43,7 @@ impl Lattice {
     }
 
     fn is_on(&self, step: usize, [column, row]: [usize; 2]) -> bool {
-        let on = |index: usize, count: usize| index % step == 0 || index + 1 == count;
+        let on = |index: usize, count: usize| index.is_multiple_of(step) || index + 1 == count;
         step != usize::MAX && on(column, self.xs.len()) && on(row, self.ys.len())
     }
 }
