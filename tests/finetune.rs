@@ -155,6 +155,9 @@ fn copies_are_models_to_sample_and_merge() -> Outcome {
     let report =
         run(at, &format!("finetune base {} --ranges 2 --steps 2 --batch 4 -o copies --json", data())).ok().json();
     assert_eq!(report["copies"][1]["timesteps"], json!([500, 1000]));
+    // A copy of several is what it would be alone, with the seed behind the one before.
+    run(at, &format!("finetune base {} --timesteps 500..1000 --seed 1 --steps 2 --batch 4 -o alone", data())).ok();
+    assert!(std::fs::read(at.join("copies/range-1").join(MODEL))? == std::fs::read(at.join("alone").join(MODEL))?);
     run(at, "sample copies/range-0 copies/range-1 --ensemble -n 2 --steps 3 -o out.png").ok();
     run(at, "merge copies/range-0 copies/range-1 --base base --weights 0.5,0.5 -o merged").ok();
     run(at, "sample merged -n 2 --steps 3 -o merged.png").ok();

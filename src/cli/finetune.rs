@@ -100,7 +100,7 @@ pub(super) struct Finetune {
     /// The noise: a scheduler_config.json [default: the one beside BASE, or DDPM's]
     #[arg(long, value_name = "FILE.json")]
     scheduler_config: Option<PathBuf>,
-    /// What all random numbers follow from
+    /// What all random numbers follow from; copy i of --ranges has the seed N + i, so that what it learns of noise is its own
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Go on with a training that was interrupted, or whose --steps are more now
@@ -238,6 +238,7 @@ impl Shared<'_> {
 struct Copy {
     folder: PathBuf,
     timesteps: Timesteps,
+    seed: u64,
 }
 
 /// A copy that was trained.
@@ -323,22 +324,23 @@ impl Finetune {
 
     /// The copies, by their timesteps.
     fn copies(&self, all: usize) -> Result<Vec<Copy>, Error> {
-        let copy = |folder: PathBuf, own: Range<usize>| {
+        let copy = |folder: PathBuf, own: Range<usize>, index: usize| {
             if own.is_empty() || own.end > all {
                 let message =
                     format!("timesteps {}..{} are none of the model's, which are 0..{all}", own.start, own.end);
                 return Err(Error::Recipe(message));
             }
             let (by_batch, antithetic) = (self.p_by_batch, self.antithetic);
-            Ok(Copy { folder, timesteps: Timesteps { own, all, share_of_all: self.p, by_batch, antithetic } })
+            let timesteps = Timesteps { own, all, share_of_all: self.p, by_batch, antithetic };
+            Ok(Copy { folder, timesteps, seed: self.seed.wrapping_add(index as u64) })
         };
         match (self.ranges.map(|ranges| ranges as usize), &self.timesteps) {
             (Some(ranges), _) => {
                 let folder = |index: usize| self.output.join(format!("range-{index}"));
-                (0..ranges).map(|index| copy(folder(index), Timesteps::range(index, ranges, all))).collect()
+                (0..ranges).map(|index| copy(folder(index), Timesteps::range(index, ranges, all), index)).collect()
             }
-            (None, Some(range)) => Ok(vec![copy(self.output.clone(), range.clone())?]),
-            (None, None) => Ok(vec![copy(self.output.clone(), 0..all)?]),
+            (None, Some(range)) => Ok(vec![copy(self.output.clone(), range.clone(), 0)?]),
+            (None, None) => Ok(vec![copy(self.output.clone(), 0..all, 0)?]),
         }
     }
 
@@ -434,7 +436,7 @@ impl Finetune {
             "p": share_of_all,
             "p-by-batch": by_batch,
             "scheduler": shared.scheduler.to_json(),
-            "seed": self.seed,
+            "seed": copy.seed,
             "shape": [channels, rows, columns],
             // Of a cosine the steps change the rate of each.
             "steps": (shared.rate.course == Course::Cosine).then_some(course.steps),
@@ -545,7 +547,7 @@ impl Finetune {
             accumulation: self.course.accumulate,
             rate: shared.rate,
             steps: self.course.steps,
-            seed: self.seed,
+            seed: copy.seed,
             save_every: self.course.save_every,
         };
         train::train(&mut trainer, &mut rows, &training, control, |trainer, rows| {

@@ -13,7 +13,7 @@ pub use lock::FolderLock;
 
 use crate::error::{Bytes, Error, Result};
 use crate::os;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -148,7 +148,7 @@ fn temp_prefix(target: &Path) -> OsString {
 
 /// Whether a file's name is that of an output that is not whole.
 #[cfg(feature = "diffusion")]
-pub(crate) fn is_temporary(name: &OsStr) -> bool {
+pub(crate) fn is_temporary(name: &std::ffi::OsStr) -> bool {
     let name = name.as_encoded_bytes();
     let Some(end) = name.iter().rposition(|byte| *byte == b'-') else { return false };
     let (stem, pid) = name.split_at(end + 1);
