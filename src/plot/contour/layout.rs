@@ -394,7 +394,10 @@ impl Contours {
             _ if panel.bands.high <= panel.bands.low => format!("everywhere {}", raised(panel.bands.low)),
             Some(((x, across), number)) if self.lowest => {
                 let place = format!("({}, {})", coordinate(x, field.x), coordinate(across, field.y));
-                format!("lowest: {} at {place}", raised(number))
+                let lowest = format!("lowest: {}", raised(number));
+                let whole = format!("{lowest} at {place}");
+                // The cross in the field shows the place.
+                if text_width(&whole, NOTE) <= room { whole } else { lowest }
             }
             _ => String::new(),
         };
