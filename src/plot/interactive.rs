@@ -61,7 +61,7 @@ pub fn interactive(plane: &Contours, details: &Details) -> Result<String> {
     let (mut choices, mut shown, mut figures, mut panels) = (String::new(), String::new(), String::new(), Vec::new());
     for (index, panel) in plane.panels.iter().enumerate() {
         let title = if panel.title.is_empty() { format!("panel {}", index + 1) } else { panel.title.clone() };
-        let title = escaped(&title);
+        let title = in_html(&title);
         let checked = if index == 0 { " checked" } else { "" };
         choices += &format!("<input type=\"radio\" name=\"panel\" id=\"panel{index}\"{checked}>\n");
         if plane.panels.len() > 1 {
@@ -92,8 +92,8 @@ pub fn interactive(plane: &Contours, details: &Details) -> Result<String> {
     });
     // A script ends at the first `</`, whatever it stands in.
     let data = data.to_string().replace('<', "\\u003c");
-    let title = escaped(if plane.title.is_empty() { "A plane" } else { &plane.title });
-    let notes: String = plane.notes.iter().map(|note| format!("<p class=\"muted\">{}</p>\n", escaped(note))).collect();
+    let title = in_html(if plane.title.is_empty() { "A plane" } else { &plane.title });
+    let notes: String = plane.notes.iter().map(|note| format!("<p class=\"muted\">{}</p>\n", in_html(note))).collect();
     Ok(format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -123,7 +123,7 @@ fn places_table(plane: &Contours, details: &Details) -> String {
     if details.places.is_empty() {
         return String::new();
     }
-    let heads = |title: &str| if title.is_empty() { escaped(&plane.unit) } else { escaped(title) };
+    let heads = |title: &str| if title.is_empty() { in_html(&plane.unit) } else { in_html(title) };
     let titles: String = plane.panels.iter().map(|panel| format!("<th>{}</th>", heads(&panel.title))).collect();
     let row = |place: &Place| {
         let loss = |index: usize| {
@@ -132,7 +132,7 @@ fn places_table(plane: &Contours, details: &Details) -> String {
         };
         let losses: String = (0..plane.panels.len()).map(loss).collect();
         let [x, y, distance] = [place.at.0, place.at.1, place.distance].map(raised);
-        format!("<tr><td>{}</td><td>{x}</td><td>{y}</td><td>{distance}</td>{losses}</tr>\n", escaped(&place.name))
+        format!("<tr><td>{}</td><td>{x}</td><td>{y}</td><td>{distance}</td>{losses}</tr>\n", in_html(&place.name))
     };
     format!(
         "<h2>Marks</h2>\n<div class=\"wide\"><table>\n<tr><th>name</th><th>x</th><th>y</th><th>distance from the plane</th>{titles}\
@@ -146,13 +146,14 @@ fn facts_table(details: &Details) -> String {
         return String::new();
     }
     let row =
-        |(name, value): &(String, String)| format!("<tr><th>{}</th><td>{}</td></tr>\n", escaped(name), escaped(value));
+        |(name, value): &(String, String)| format!("<tr><th>{}</th><td>{}</td></tr>\n", in_html(name), in_html(value));
     let rows: String = details.facts.iter().map(row).collect();
     format!("<h2>Settings</h2>\n<div class=\"wide\"><table class=\"facts\">\n{rows}</table></div>\n")
 }
 
-/// The text, clean, as HTML has it in elements and attributes.
-fn escaped(text: &str) -> String {
+/// A text as HTML has it in elements and attributes.
+#[must_use]
+pub fn escaped(text: &str) -> String {
     let escape = |c: char| match c {
         '&' => "&amp;".to_owned(),
         '<' => "&lt;".to_owned(),
@@ -161,5 +162,10 @@ fn escaped(text: &str) -> String {
         '\'' => "&#39;".to_owned(),
         c => c.to_string(),
     };
-    clean(text).chars().map(escape).collect()
+    text.chars().map(escape).collect()
+}
+
+/// A name, clean.
+fn in_html(name: &str) -> String {
+    escaped(&clean(name))
 }

@@ -51,7 +51,7 @@ pub use heatmap::Heatmap;
 #[cfg(feature = "plot")]
 pub use histogram::Histogram;
 #[cfg(feature = "plot")]
-pub use interactive::{Details, Place, Weight, interactive};
+pub use interactive::{Details, Place, Weight, escaped, interactive};
 #[cfg(feature = "plot")]
 pub use lines::{Lines, Series};
 #[cfg(feature = "plot")]

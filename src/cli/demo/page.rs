@@ -2,6 +2,7 @@
 
 use super::story::{Picture, Section, Story, Table};
 use crate::error::Error;
+use crate::plot::escaped;
 use std::path::Path;
 
 const STYLE: &str = "
@@ -122,18 +123,6 @@ fn figure(story: &Story<'_>, picture: &Picture) -> Result<String, Error> {
     Ok(format!("<figure{class}>{image}<figcaption>{caption}</figcaption></figure>\n"))
 }
 
-/// A text as HTML, in attributes too.
-fn escaped(text: &str) -> String {
-    let escape = |c: char| match c {
-        '&' => "&amp;".to_owned(),
-        '<' => "&lt;".to_owned(),
-        '>' => "&gt;".to_owned(),
-        '"' => "&quot;".to_owned(),
-        c => c.to_string(),
-    };
-    text.chars().map(escape).collect()
-}
-
 /// RFC 4648, §4.
 fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -151,7 +140,8 @@ fn base64(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{base64, escaped};
+    use super::base64;
+    use crate::plot::escaped;
 
     /// RFC 4648, §10.
     #[test]
