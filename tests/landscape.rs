@@ -402,3 +402,75 @@ fn distances_are_those_of_samples() -> Outcome {
     assert_eq!(found, wanted);
     Ok(())
 }
+
+/// Nothing that was given is written over, and what cannot be written is told before anything is judged.
+#[test]
+fn outputs_are_checked_first() -> Outcome {
+    let folder = axes()?;
+    let at = folder.path();
+    std::fs::create_dir(at.join("folder"))?;
+    std::os::unix::fs::symlink("nowhere", at.join("link"))?;
+    let made = Command::new("mkfifo").arg(at.join("fifo")).status()?;
+    assert!(made.success());
+    for (output, said) in [
+        ("--csv a.st", "would be lost"),
+        ("--csv folder", "is a folder"),
+        ("--csv link", "leads nowhere"),
+        ("--csv /dev/null", "no regular file"),
+        ("--csv none/x.csv", "make it first"),
+        ("--csv x.csv --journal fifo", "no regular file"),
+        ("--csv x.csv --npz x.csv", "end with .npz"),
+        ("--csv x.csv --plot x.svg --journal x.svg", "written twice"),
+        ("--csv x.csv --most nan", "finite"),
+        ("--csv x.csv --span 2", "random directions"),
+    ] {
+        let output = quadratic(at, output).output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains(said), "{said}: {errors}");
+    }
+    assert_eq!(crate::model::names_in(at), ["a.st", "b.st", "base.st", "c.st", "fifo", "folder", "link"]);
+
+    let base = at.join("base");
+    std::fs::create_dir(&base)?;
+    for name in ["config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"] {
+        std::fs::write(base.join(name), std::fs::read(digits("base").join(name))?)?;
+    }
+    let [first, second] = ["range-0", "range-3"].map(|name| digits(name).display().to_string());
+    let data = digits("images.npy").display().to_string();
+    let line = format!("landscape base {first} {second} --data {data} --grid 2 --samples 4 --csv base/config.json");
+    run(at, &line).fails(1, &["config.json", "would be lost"]);
+    Ok(())
+}
+
+/// A mark that is added is all that is judged anew; a model is known by what it is.
+#[test]
+fn marks_can_be_added_to_a_plane() -> Outcome {
+    let folder = axes()?;
+    let at = folder.path();
+    document(&mut quadratic(at, "--grid 4 --csv x.csv"))?;
+    let marked = document(&mut quadratic(at, "--grid 4 --csv x.csv --mark c.st"))?;
+    assert_eq!(marked["known_before"], 19);
+    assert_eq!(marked["models"][3]["values"][0].as_f64(), Some(0.125));
+    assert_eq!(document(&mut quadratic(at, "--grid 4 --csv x.csv --mark c.st"))?["known_before"], 20);
+    let journal = at.join("x.journal.jsonl");
+    let text = std::fs::read_to_string(&journal)?.replace("\"values\":[", "\"values\":[1,");
+    std::fs::write(&journal, text)?;
+    let refused = quadratic(at, "--grid 4 --csv x.csv").output()?;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("no evaluation of this plane"));
+    Ok(())
+}
+
+/// What a command leaves running is not waited for, and a name with a dash first is no option.
+#[test]
+fn commands_may_leave_others_running() -> Outcome {
+    let folder = axes()?;
+    let at = folder.path();
+    std::fs::copy(at.join("a.st"), at.join("-a.st"))?;
+    let mut command = binary();
+    command.current_dir(at).args("landscape --objective cmd --grid 2 --json --command".split(' '));
+    let begun = Instant::now();
+    let said = document(command.args(["(sleep 60 &); wc -c {model}", "--", "base.st", "-a.st", "b.st"]))?;
+    assert!(begun.elapsed() < Duration::from_secs(50));
+    assert!(said["values"][0][1][1].as_f64().is_some());
+    Ok(())
+}

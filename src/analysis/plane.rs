@@ -111,8 +111,11 @@ impl Plane {
         let along = |direction: &Vec<f64>| -> f64 {
             direction.iter().enumerate().map(|(i, share)| share * products.product(i, index)).sum()
         };
-        let at = [along(&self.directions[0]), along(&self.directions[1])];
         let square = products.product(index, index);
+        // What rounding leaves of a direction that a model has no part in is none.
+        let least = 1e-12 * square.sqrt();
+        let at =
+            [along(&self.directions[0]), along(&self.directions[1])].map(|at| if at.abs() > least { at } else { 0.0 });
         let rest = square - at[0] * at[0] - at[1] * at[1];
         // What rounding leaves of a model in the plane.
         let beyond = if rest > 1e-12 * square { rest.sqrt() } else { 0.0 };

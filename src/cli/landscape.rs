@@ -5,7 +5,7 @@ mod outputs;
 
 use super::objective::{Around, Judged, ObjectiveOptions};
 use super::picture::Picture;
-use super::report::{Report, check_beside};
+use super::report::{Report, check_beside, check_kept, check_places};
 use super::tuned::{looked_at, names, vectors_of};
 use super::{Common, Run, named};
 use crate::analysis::{self, By, Plane, Products, Vectors};
@@ -67,15 +67,18 @@ pub(super) struct Landscape {
     /// How far the plane reaches beyond the models, as a share of their extent
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = margin)]
     margin: f64,
-    /// How far it reaches along random directions, which are as long as the model's own weights
-    #[arg(long, value_name = "LENGTH", default_value_t = 1.0, value_parser = length)]
-    span: f64,
+    /// How far it reaches along random directions, which are as long as the model's own weights [default: 1]
+    #[arg(long, value_name = "LENGTH", value_parser = length)]
+    span: Option<f64>,
     /// Move only along tensors whose name matches; others stay BASE's
     #[arg(long, value_name = "REGEX")]
     include: Vec<Regex>,
     /// Do not move along tensors whose name matches
     #[arg(long, value_name = "REGEX")]
     exclude: Vec<Regex>,
+    /// Do not move along tensors that not all models have
+    #[arg(long)]
+    shared: bool,
     #[command(flatten)]
     objective: ObjectiveOptions,
     /// Where evaluations are kept [default: beside the first output, NAME.journal.jsonl]
@@ -99,7 +102,7 @@ struct ContourOptions {
     #[arg(long)]
     linear: bool,
     /// Give numbers from here on the last colour [default: a high quantile, where the highest is far beyond it]
-    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = finite)]
     most: Option<f64>,
 }
 
@@ -124,6 +127,11 @@ fn grid(text: &str) -> Result<Grid, String> {
     let (x, y) = text.split_once('x').unwrap_or((text, text));
     let sides = side(x).zip(side(y)).ok_or("it is a number of points from 2 to 1001, or two as 41x21")?;
     Ok(Grid([sides.0, sides.1]))
+}
+
+fn finite(text: &str) -> Result<f64, String> {
+    let wrong = || "it is a finite number".to_owned();
+    text.parse().ok().filter(|number: &f64| number.is_finite()).ok_or_else(wrong)
 }
 
 fn margin(text: &str) -> Result<f64, String> {
@@ -176,6 +184,9 @@ impl Landscape {
             }
             (Directions::Pca, 0 | 1) => wrong("--directions pca takes two TUNED models at least"),
             (Directions::Random, 1..) => wrong("random directions are around BASE alone: leave other models out"),
+            (Directions::Tuned | Directions::Pca, _) if self.span.is_some() => {
+                wrong("--span is of random directions: how far other planes reach --margin says")
+            }
             (Directions::Random, 0) if !self.mark.is_empty() => {
                 wrong("no model lies near a plane of random directions: leave --mark out")
             }
@@ -197,16 +208,26 @@ impl Landscape {
         self.journal.clone().or_else(|| Some(self.paths().first()?.with_extension("journal.jsonl")))
     }
 
+    /// All files that are to be written, which can be and are nothing that was given.
+    fn files<'a>(&'a self, journal: Option<&'a Path>) -> Result<Vec<Option<&'a Path>>, Error> {
+        let files: Vec<Option<&Path>> = self.paths().into_iter().map(Some).chain([journal]).collect();
+        check_places(&files)?;
+        let given: Vec<Option<&Path>> =
+            std::iter::once(&self.base).chain(&self.tuned).chain(&self.mark).map(|path| Some(path.as_path())).collect();
+        check_kept(&files, &given)?;
+        Ok(files)
+    }
+
     /// The plane of task vectors.
     fn tuned(&self, common: &Common, report: &Report) -> anyhow::Result<()> {
         let paths: Vec<PathBuf> = self.tuned.iter().chain(&self.mark).cloned().collect();
         let models = Models::open(&paths, Some(&self.base), &common.open())?;
         looked_at(&models, common, report)?;
         let journal = self.journal_path();
-        let files: Vec<Option<&Path>> = self.paths().into_iter().map(Some).chain([journal.as_deref()]).collect();
+        let files = self.files(journal.as_deref())?;
         check_beside(&files, models.all())?;
         let selection = self.selection();
-        let vectors = vectors_of(&models, &selection, false, report)?;
+        let vectors = vectors_of(&models, &selection, self.shared, report)?;
         let products = self.products(&vectors, models.labels(), common, report)?;
         let setting = self.setting(&models, &products)?;
         let around = Around::Tuned { models: &models, paths: &paths, vectors: &vectors, selection: &selection };
@@ -248,9 +269,18 @@ impl Landscape {
             let place = plane.place(products, index);
             let kind = if index < count { MarkKind::Model } else { MarkKind::Merge };
             let weights = (0..products.vectors()).map(|i| if i == index { 1.0 } else { 0.0 }).collect();
-            Member { name: people[index].clone(), label: label(index), kind, place, weights, values: Vec::new() }
+            let mark = (index >= count).then(|| models.tuned[index].fingerprint()).transpose()?;
+            Ok(Member {
+                name: people[index].clone(),
+                label: label(index),
+                kind,
+                place,
+                weights,
+                values: Vec::new(),
+                mark,
+            })
         };
-        let mut members: Vec<Member> = (0..products.vectors()).map(member).collect();
+        let mut members: Vec<Member> = (0..products.vectors()).map(member).collect::<Result<_, Error>>()?;
         let last = people.len() - 1;
         members.insert(0, Member::origin(people[last].clone(), label(last), products.vectors()));
         let ends = |axis: usize| {
@@ -265,9 +295,10 @@ impl Landscape {
             _ => [format!("along {} − {}", people[0], people[last]), format!("towards {}", people[1])],
         };
         let setup = json!({
-            "models": models.all().map(Checkpoint::fingerprint).collect::<Result<Vec<_>, _>>()?,
+            "models": models.base.iter().chain(&models.tuned[..count]).map(Checkpoint::fingerprint).collect::<Result<Vec<_>, _>>()?,
             "include": self.include.iter().map(Regex::as_str).collect::<Vec<_>>(),
             "exclude": self.exclude.iter().map(Regex::as_str).collect::<Vec<_>>(),
+            "shared": self.shared,
         });
         Ok(Setting { plane, members, lattice, axes, weighted: people[..count].to_vec(), setup })
     }
@@ -279,7 +310,7 @@ impl Landscape {
         common.check_selected([&checkpoint])?;
         report.about(&checkpoint);
         let journal = self.journal_path();
-        let files: Vec<Option<&Path>> = self.paths().into_iter().map(Some).chain([journal.as_deref()]).collect();
+        let files = self.files(journal.as_deref())?;
         check_beside(&files, std::iter::once(&checkpoint))?;
         let selection = self.selection();
         selection.check(std::iter::once(&checkpoint))?;
@@ -299,7 +330,8 @@ impl Landscape {
         let name = checkpoint.name().to_owned();
         let members = vec![Member::origin(names(std::slice::from_ref(&name)).concat(), name, 2)];
         let axes = ["first random direction".to_owned(), "second random direction".to_owned()];
-        let lattice = Lattice::new(self.grid.0, [(-self.span, self.span); 2]);
+        let span = self.span.unwrap_or(1.0);
+        let lattice = Lattice::new(self.grid.0, [(-span, span); 2]);
         let setting = Setting { plane: Plane::spanned(), members, lattice, axes, weighted: Vec::new(), setup };
         self.judge(setting, &Around::Random(&views), &files, common, report)
     }
@@ -314,11 +346,7 @@ impl Landscape {
         report: &Report,
     ) -> anyhow::Result<()> {
         let journal = self.journal_path();
-        let beside = files.iter().flatten().next().and_then(|path| path.parent());
-        let beside = beside.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = tempfile::Builder::new().prefix(".ckptmerge-").tempdir_in(beside);
-        let folder = folder.map_err(Error::io("create a temporary folder in", beside))?;
-        self.objective.with((&self.base, around), (files, folder.path()), common, report, |judged| {
+        self.objective.with((&self.base, around), files, common, report, |judged| {
             let mut setup = setting.setup.clone();
             setup["judged"] = judged.setup.clone();
             let journal = journal.as_deref().map(|path| Journal::open(path, &setup)).transpose()?;
@@ -343,14 +371,30 @@ impl Landscape {
     ) -> anyhow::Result<Found> {
         let (journal, lines) = journal.unzip();
         let mut journal = journal;
-        let mut known: HashMap<String, Vec<f64>> = lines.unwrap_or_default().iter().filter_map(of_line).collect();
+        let count = judged.objective.labels().len();
+        let mut known: HashMap<String, Vec<f64>> = HashMap::new();
+        for line in lines.unwrap_or_default() {
+            let (name, values) = of_line(&line).filter(|(_, values)| values.len() == count).ok_or_else(|| {
+                let path = self.journal_path().unwrap_or_default();
+                Error::model(&path, format!("has a line that is no evaluation of this plane ({line}): remove it"))
+            })?;
+            known.insert(name, values);
+        }
         let Setting { plane, members, lattice, axes, weighted, .. } = setting;
-        let weights = |[column, row]: [usize; 2]| plane.weights([lattice.xs[column], lattice.ys[row]]);
+        let point = |[column, row]: [usize; 2]| {
+            let weights = plane.weights([lattice.xs[column], lattice.ys[row]]);
+            Candidate { own: self.own(&weights), weights, mark: None }
+        };
+        let member = |member: &Member| Candidate {
+            own: self.own(&member.weights),
+            weights: member.weights.clone(),
+            mark: member.mark.clone(),
+        };
         let levels = lattice.levels();
-        let mut stages: Vec<Vec<Vec<f64>>> = vec![members.iter().map(|member| member.weights.clone()).collect()];
-        stages.extend(levels.iter().map(|level| level.iter().map(|point| weights(*point)).collect()));
+        let mut stages: Vec<Vec<Candidate>> = vec![members.iter().map(member).collect()];
+        stages.extend(levels.iter().map(|level| level.iter().map(|place| point(*place)).collect()));
         let total: usize = stages.iter().map(Vec::len).sum();
-        let known_before = stages.iter().flatten().filter(|weights| known.contains_key(&key(weights))).count();
+        let known_before = stages.iter().flatten().filter(|candidate| known.contains_key(&candidate.name())).count();
         let mut found = Found {
             plane: plane.clone(),
             members,
@@ -368,28 +412,29 @@ impl Landscape {
         let (started, threads) = (Instant::now(), common.settings().threads());
         let evaluations = |control: crate::stream::Control<'_>| -> crate::Result<()> {
             for (stage, candidates) in stages.iter().enumerate() {
-                let is_new = |(_, weights): &(usize, &Vec<f64>)| !known.contains_key(&key(weights));
+                let is_new = |(_, candidate): &(usize, &Candidate)| !known.contains_key(&candidate.name());
                 let new = candidates.iter().enumerate().filter(is_new);
-                let jobs: Vec<Job> = new.map(|(number, weights)| Job { number, weights: weights.clone() }).collect();
+                let jobs: Vec<Job> =
+                    new.map(|(number, candidate)| Job { number, weights: candidate.weights.clone() }).collect();
                 (control.progress)((candidates.len() - jobs.len()) as u64);
                 evaluate(judged.objective, &jobs, threads, control, |number, values, took| {
-                    let weights = &candidates[number];
+                    let candidate = &candidates[number];
                     if let Some(journal) = &mut journal {
-                        journal.append(&line_of(weights, &values, took.as_secs_f64()))?;
+                        journal.append(&candidate.line(&values, took))?;
                     }
-                    known.insert(key(weights), values);
+                    known.insert(candidate.name(), values);
                     Ok(())
                 })?;
-                let of = |weights: &Vec<f64>| known.get(&key(weights)).cloned();
+                let of = |candidate: &Candidate| known.get(&candidate.name()).cloned();
                 if stage == 0 {
-                    for (member, weights) in found.members.iter_mut().zip(candidates) {
-                        member.values = of(weights).unwrap_or_default();
+                    for (member, candidate) in found.members.iter_mut().zip(candidates) {
+                        member.values = of(candidate).unwrap_or_default();
                     }
                     found.check_origin()?;
                     continue;
                 }
-                for ([column, row], weights) in levels[stage - 1].iter().zip(candidates) {
-                    found.values[*row][*column] = of(weights);
+                for ([column, row], candidate) in levels[stage - 1].iter().zip(candidates) {
+                    found.values[*row][*column] = of(candidate);
                 }
                 let is_last = stage == levels.len();
                 if !is_last && !jobs.is_empty() && started.elapsed() > EARLY && self.picture.is_wanted() {
@@ -412,6 +457,12 @@ impl Landscape {
         }
     }
 
+    /// The weights of the models that span the plane.
+    fn own(&self, weights: &[f64]) -> Vec<f64> {
+        let count = if self.directions == Directions::Random { weights.len() } else { self.tuned.len() };
+        weights.iter().take(count).copied().collect()
+    }
+
     fn contours(&self, found: &Found) -> crate::plot::Contours {
         let levels = if self.contours.linear { Levels::Linear } else { Levels::Log };
         crate::plot::Contours {
@@ -423,15 +474,38 @@ impl Landscape {
     }
 }
 
-/// A line of a journal.
-fn line_of(weights: &[f64], values: &[f64], seconds: f64) -> Value {
-    let values: Vec<Option<f64>> = values.iter().map(|value| value.is_finite().then_some(*value)).collect();
-    json!({"weights": weights, "values": values, "seconds": seconds, "version": VERSION})
+/// A model to be judged, and what a journal knows it by.
+struct Candidate {
+    /// Of all models, marks too.
+    weights: Vec<f64>,
+    /// Of those that span the plane.
+    own: Vec<f64>,
+    /// The fingerprint of a mark.
+    mark: Option<String>,
+}
+
+impl Candidate {
+    fn name(&self) -> String {
+        self.mark.clone().unwrap_or_else(|| key(&self.own))
+    }
+
+    /// A line of a journal.
+    fn line(&self, values: &[f64], took: Duration) -> Value {
+        let values: Vec<Option<f64>> = values.iter().map(|value| value.is_finite().then_some(*value)).collect();
+        let seconds = took.as_secs_f64();
+        match &self.mark {
+            Some(mark) => json!({"model": mark, "values": values, "seconds": seconds, "version": VERSION}),
+            None => json!({"weights": self.own, "values": values, "seconds": seconds, "version": VERSION}),
+        }
+    }
 }
 
 /// What a line says.
 fn of_line(line: &Value) -> Option<(String, Vec<f64>)> {
-    let weights: Vec<f64> = line["weights"].as_array()?.iter().map(Value::as_f64).collect::<Option<_>>()?;
-    let values = line["values"].as_array()?.iter().map(|value| value.as_f64().unwrap_or(f64::NAN)).collect();
-    Some((key(&weights), values))
+    let name = match line["model"].as_str() {
+        Some(mark) => mark.to_owned(),
+        None => key(&line["weights"].as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>()?),
+    };
+    let value = |value: &Value| if value.is_null() { Some(f64::NAN) } else { value.as_f64() };
+    Some((name, line["values"].as_array()?.iter().map(value).collect::<Option<_>>()?))
 }

@@ -149,11 +149,11 @@ impl ObjectiveOptions {
     }
 
     /// Opens what is asked for and hands it to `work`. `base` is the base's path; no output is one of the inputs; a command's
-    /// candidates are written into `folder`.
+    /// candidates are written beside the first.
     pub(super) fn with<T>(
         &self,
         (base, around): (&Path, &Around<'_>),
-        (outputs, folder): (&[Option<&Path>], &Path),
+        outputs: &[Option<&Path>],
         common: &Common,
         report: &Report,
         work: impl FnOnce(&Judged<'_>) -> anyhow::Result<T>,
@@ -163,14 +163,19 @@ impl ObjectiveOptions {
             return self.networks.with(self.objective, (base, around), outputs, common, report, work);
         }
         // Only networks are told of these.
-        let _ = (outputs, common, report);
+        let _ = (common, report);
         let Around::Tuned { models, paths, selection, .. } = around else {
             let message =
                 "random directions are of models in memory, which a command does not see: judge them by loss or fid";
             return Err(Error::Recipe(message.to_owned()).into());
         };
         let line = self.command.as_deref().unwrap_or_default();
-        let objective = search::Command::new(line, models, (base, paths), selection, folder, self.jobs as usize)?;
+        let beside = outputs.iter().flatten().next().and_then(|path| path.parent());
+        let beside = beside.filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = tempfile::Builder::new().prefix(".ckptmerge-").tempdir_in(beside);
+        let folder = folder.map_err(Error::io("create a temporary folder in", beside))?;
+        let jobs = self.jobs as usize;
+        let objective = search::Command::new(line, models, (base, paths), selection, folder.path(), jobs)?;
         let setup = json!({"objective": "cmd", "command": line});
         let unit = "the command's number".to_owned();
         work(&Judged { objective: &objective, setup, unit, titles: vec![String::new()] })
@@ -214,6 +219,7 @@ impl NetworkOptions {
         check_kept(outputs, &inputs.map(|path| path.as_deref()))?;
         let checkpoint = Checkpoint::open_with(base, &common.open())?;
         let model = Ddpm::open(checkpoint, self.config.as_deref().map(named_config).transpose()?)?;
+        check_kept(outputs, &[model.config_path()])?;
         let (name, config) = (model.name().to_owned(), model.config().clone());
         let scheduler = scheduler_of(&model, self.scheduler_config.as_deref(), report)?;
         let weights = model.into_weights();

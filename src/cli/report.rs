@@ -264,8 +264,32 @@ pub(super) fn check_beside<'a>(
     Ok(())
 }
 
+/// That files can be written where they are to go: each a name in a folder, or a regular file that may be replaced.
+#[cfg(feature = "plot")]
+pub(super) fn check_places(outputs: &[Option<&Path>]) -> crate::Result<()> {
+    for output in outputs.iter().copied().flatten() {
+        let folder = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !folder.is_dir() {
+            return Err(Error::output(
+                output,
+                format!("the folder {} does not exist; make it first", folder.display()),
+            ));
+        }
+        match output.metadata() {
+            Ok(found) if found.is_file() => {}
+            Ok(found) if found.is_dir() => return Err(Error::output(output, "is a folder; name a file")),
+            Ok(_) => return Err(Error::output(output, "is no regular file and is not replaced; name another")),
+            Err(_) if output.is_symlink() => {
+                return Err(Error::output(output, "is a link that leads nowhere; remove it or name another"));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// That files to be written beside an answer would not replace what it is of: a file that was given, or one in a folder that was.
-#[cfg(feature = "diffusion")]
+#[cfg(any(feature = "diffusion", feature = "plot"))]
 pub(super) fn check_kept(outputs: &[Option<&Path>], inputs: &[Option<&Path>]) -> crate::Result<()> {
     // Only what is there can be lost.
     for output in outputs.iter().copied().flatten().filter_map(|path| path.canonicalize().ok()) {

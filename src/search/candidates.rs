@@ -79,7 +79,12 @@ impl Candidates {
             let vectors = (0..DIRECTIONS).map(direction).collect();
             Ok((view.tensor.name.clone(), Resident { base, vectors }))
         };
-        Self::of(views.par_iter().map(of_tensor), DIRECTIONS)
+        let found = Self::of(views.par_iter().map(of_tensor), DIRECTIONS)?;
+        if found.tensors.iter().flat_map(|tensor| &tensor.vectors).flatten().any(|value| *value != 0.0) {
+            return Ok(found);
+        }
+        let message = "no tensor is left to move along: random directions are of tensors with two dimensions and more that are not zero";
+        Err(Error::Recipe(message.to_owned()))
     }
 
     fn of(tensors: impl IndexedParallelIterator<Item = Result<(String, Resident)>>, models: usize) -> Result<Self> {

@@ -33,6 +33,9 @@ impl Journal {
     /// [`Error::Model`] if it is of another setup, naming the first difference, or is no journal; [`Error::Output`] if another run
     /// has it open; [`Error::Io`].
     pub fn open(path: &Path, setup: &Value) -> Result<(Self, Vec<Value>)> {
+        if path.metadata().is_ok_and(|found| !found.is_file()) {
+            return Err(Error::output(path, "is no regular file, as a journal is; name another"));
+        }
         let opened = OpenOptions::new().read(true).append(true).create(true).open(path);
         let mut file = opened.map_err(Error::io("open", path))?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
@@ -46,10 +49,17 @@ impl Journal {
         file.read_to_string(&mut text).map_err(Error::io("read", path))?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
         let parse = |(number, line): (usize, &str)| {
-            serde_json::from_str::<Value>(line)
-                .map_err(|error| Error::model(path, format!("line {} is no journal's: {error}", number + 1)))
+            serde_json::from_str::<Value>(line).map_err(|error| {
+                Error::model(path, format!("line {} is no journal's ({error}): remove it", number + 1))
+            })
         };
-        let mut lines = text.get(..whole).unwrap_or_default().lines().enumerate().map(parse);
+        let mut lines = text
+            .get(..whole)
+            .unwrap_or_default()
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty())
+            .map(parse);
         let mut journal = Self { file, path: path.to_owned() };
         match lines.next() {
             Some(before) => {

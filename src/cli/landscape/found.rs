@@ -19,13 +19,15 @@ pub(super) struct Member {
     pub(super) weights: Vec<f64>,
     /// Its own numbers.
     pub(super) values: Vec<f64>,
+    /// The fingerprint of one that does not span the plane.
+    pub(super) mark: Option<String>,
 }
 
 impl Member {
     /// The model at the origin, of so many that have weights.
     pub(super) fn origin(name: String, label: String, weights: usize) -> Self {
         let place = Place { at: [0.0; 2], beyond: 0.0 };
-        Self { name, label, kind: MarkKind::Base, place, weights: vec![0.0; weights], values: Vec::new() }
+        Self { name, label, kind: MarkKind::Base, place, weights: vec![0.0; weights], values: Vec::new(), mark: None }
     }
 }
 
@@ -65,7 +67,7 @@ impl Found {
             return Ok(());
         }
         let name = origin.map_or("BASE", |origin| origin.label.as_str());
-        let message = "has no number itself: it is not finite";
+        let message = "has itself no number that is finite, so there is nothing to draw around it";
         Err(Error::Recipe(format!("{name} {message}; does it hold NaN (`ckptmerge inspect {name} --stats`)?")))
     }
 

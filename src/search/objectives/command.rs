@@ -8,14 +8,17 @@ use regex::Regex;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// What stands in a template for the candidate's path.
 const MODEL: &str = "{model}";
 /// How long to wait between looks at a command.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long to read on behind a command's end, where something else holds its output open.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// The last bytes of what a command prints that are kept.
 const KEPT: usize = 1 << 16;
 
@@ -90,6 +93,8 @@ impl<'a> Command<'a> {
 
     fn number(&self, model: &Path, control: Control<'_>) -> Result<f64> {
         let path = model.to_str().ok_or_else(|| Error::model(model, "has a path that is no UTF-8; move it"))?;
+        // A name with a dash first would be an option.
+        let path = if path.starts_with('-') { format!("./{path}") } else { path.to_owned() };
         let quoted = format!("'{}'", path.replace('\'', r"'\''"));
         let line = self.template.replace(MODEL, &quoted);
         let fail = |message: String| Error::Recipe(format!("the command `{line}` {message}"));
@@ -100,14 +105,9 @@ impl<'a> Command<'a> {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| fail(format!("cannot be run: {error}")))?;
-        let (out, errors) = (child.stdout.take(), child.stderr.take());
-        let (status, out, errors) = std::thread::scope(|scope| {
-            let out = scope.spawn(move || tail(out));
-            let errors = scope.spawn(move || tail(errors));
-            let status = wait(&mut child, control);
-            let text = |reader: std::thread::ScopedJoinHandle<'_, String>| reader.join().unwrap_or_default();
-            status.map(|status| (status, text(out), text(errors)))
-        })?;
+        let (out, errors) = (Tail::of(child.stdout.take()), Tail::of(child.stderr.take()));
+        let status = wait(&mut child, control)?;
+        let (out, errors) = (out.text(), errors.text());
         if !status.success() {
             let last = errors.trim_end().lines().rev().take(5).collect::<Vec<_>>();
             let last = last.into_iter().rev().collect::<Vec<_>>().join("\n");
@@ -137,16 +137,36 @@ fn wait(child: &mut Child, control: Control<'_>) -> Result<std::process::ExitSta
     }
 }
 
-/// The last of what a pipe gives.
-fn tail(pipe: Option<impl Read>) -> String {
-    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
-    let Some(mut pipe) = pipe else { return String::new() };
-    while let Ok(read @ 1..) = pipe.read(&mut buffer) {
-        kept.extend_from_slice(buffer.get(..read).unwrap_or_default());
-        let surplus = kept.len().saturating_sub(KEPT);
-        kept.drain(..surplus);
+/// The last of what a pipe gives, read by a thread of its own.
+struct Tail {
+    kept: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Tail {
+    fn of(pipe: Option<impl Read + Send + 'static>) -> Self {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let shared = Arc::clone(&kept);
+        let reader = std::thread::spawn(move || {
+            let (Some(mut pipe), mut buffer) = (pipe, [0; 4096]) else { return };
+            while let Ok(read @ 1..) = pipe.read(&mut buffer) {
+                let mut kept = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.extend_from_slice(buffer.get(..read).unwrap_or_default());
+                let surplus = kept.len().saturating_sub(KEPT);
+                kept.drain(..surplus);
+            }
+        });
+        Self { kept, reader }
     }
-    String::from_utf8_lossy(&kept).into_owned()
+
+    /// What there is when the command has ended. What it left running may hold the pipe open: that is not waited for.
+    fn text(self) -> String {
+        let ended = Instant::now();
+        while !self.reader.is_finished() && ended.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        String::from_utf8_lossy(&self.kept.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
 }
 
 impl Objective for Command<'_> {
