@@ -34,6 +34,11 @@ fn another_setup_is_refused_by_name() -> Outcome {
     drop(Journal::open(&path, &json!({"seed": 1, "samples": 5}))?);
     let error = Journal::open(&path, &json!({"seed": 1, "samples": 6})).expect_err("it is refused").to_string();
     assert!(error.contains("samples: 5, not 6"), "{error}");
+    let nested = folder.path().join("nested.jsonl");
+    drop(Journal::open(&nested, &json!({"judged": {"seed": 1, "network": {"size": [8, 8]}}}))?);
+    let other = Journal::open(&nested, &json!({"judged": {"seed": 1, "network": {"size": [8, 16]}}}));
+    let error = other.expect_err("it is refused").to_string();
+    assert!(error.contains("(size: [8,8], not [8,16]): name another"), "{error}");
     std::fs::write(&path, "a,b\n1,2\n")?;
     assert!(Journal::open(&path, &json!({})).expect_err("it is refused").to_string().contains("line 1"));
     std::fs::write(&path, "some text")?;

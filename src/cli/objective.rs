@@ -62,6 +62,9 @@ pub(super) struct ObjectiveOptions {
     #[arg(long, value_name = "WHAT", default_value = Kind::NAMES[0].0, value_parser = named(Kind::NAMES))]
     objective: Kind,
     /// cmd: what sh is to run, with {model} for the model's path; the last number that it prints is the model's
+    ///
+    /// The path comes in quotes; smaller numbers are better, and `nan` is a model that has none. A command that fails ends the run. A
+    /// journal knows a command by this line alone: name another journal if what it runs has changed.
     #[arg(long, value_name = "LINE", required_if_eq("objective", "cmd"))]
     command: Option<String>,
     /// cmd: how many run at a time
@@ -77,7 +80,7 @@ pub(super) struct ObjectiveOptions {
 #[derive(Args)]
 struct NetworkOptions {
     /// loss: the images, a folder or an array of them in .npy, .npz or any other format
-    #[arg(long, value_name = "IMAGES", required_if_eq("objective", "loss"))]
+    #[arg(long, value_name = "IMAGES")]
     data: Option<PathBuf>,
     /// loss: how many noisy images, the same for all points
     #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(2..))]
@@ -89,10 +92,10 @@ struct NetworkOptions {
     #[arg(long, value_name = "N", conflicts_with = "timesteps", value_parser = clap::value_parser!(u32).range(1..=64))]
     ranges: Option<u32>,
     /// fid: what images are compared with: images, or .npz of statistics (`mu`, `sigma`)
-    #[arg(long, value_name = "PATH", required_if_eq("objective", "fid"))]
+    #[arg(long, value_name = "PATH")]
     reference: Option<PathBuf>,
     /// fid: what sees the images, as `ckptmerge fid --help` lists
-    #[arg(long, value_name = "EXTRACTOR", required_if_eq("objective", "fid"))]
+    #[arg(long, value_name = "EXTRACTOR")]
     features: Option<String>,
     /// fid: how many images of each model, of the same noise for all
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u32).range(2..))]
@@ -231,7 +234,7 @@ impl NetworkOptions {
         };
         let of_network = json!({"config": config.to_json(), "scheduler": scheduler.to_json(), "seed": self.seed});
         if kind == Kind::Loss {
-            let path = self.data.as_deref().unwrap_or(Path::new(""));
+            let path = asked(self.data.as_deref(), "loss", "--data IMAGES")?;
             let set = images_at(path, common)?;
             let images = set.fingerprint()?;
             let data = prepared(set, &config, self.size, Crop::Center, false)?;
@@ -252,8 +255,8 @@ impl NetworkOptions {
             let titles = ranges.iter().map(title).collect();
             return work(&Judged { objective: &objective, setup, unit: "denoising loss".to_owned(), titles });
         }
-        let extractor = eval::extractor(self.features.as_deref().unwrap_or_default(), None)?;
-        let path = self.reference.as_deref().unwrap_or(Path::new(""));
+        let extractor = eval::extractor(asked(self.features.as_deref(), "fid", "--features EXTRACTOR")?, None)?;
+        let path = asked(self.reference.as_deref(), "fid", "--reference PATH")?;
         let statistics = reference_at(path, &*extractor, common, report)?;
         let known = statistics.fingerprint();
         let size = self.size.or(config.sample_size).ok_or_else(|| {
@@ -291,4 +294,12 @@ impl NetworkOptions {
             (None, timesteps) => timesteps.to_vec(),
         }
     }
+}
+
+/// What an objective cannot do without.
+#[cfg(feature = "diffusion")]
+fn asked<'a, T: ?Sized>(given: Option<&'a T>, objective: &str, option: &str) -> Result<&'a T, Error> {
+    given.ok_or_else(|| {
+        Error::Recipe(format!("--objective {objective} needs {option}; --objective cmd judges any model"))
+    })
 }

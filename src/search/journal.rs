@@ -106,10 +106,13 @@ fn setup_line(setup: &Value) -> String {
     format!("{}\n", json!({"setup": setup}))
 }
 
-/// The first entry that is not the same in both.
+/// The first entry that is not the same in both, in what lies within others too.
 fn difference(before: &Value, now: &Value) -> Option<String> {
-    let (Value::Object(before), Value::Object(now)) = (before, now) else { return Some("it has no setup".to_owned()) };
-    let key = before.keys().chain(now.keys()).find(|key| before.get(*key) != now.get(*key))?;
-    let said = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
-    Some(format!("{key}: {}, not {}", said(before.get(key)), said(now.get(key))))
+    let (Value::Object(inner), Value::Object(other)) = (before, now) else { return Some("it has no setup".to_owned()) };
+    let key = inner.keys().chain(other.keys()).find(|key| inner.get(*key) != other.get(*key))?;
+    let (before, now) = (&before[key.as_str()], &now[key.as_str()]);
+    if before.is_object() && now.is_object() {
+        return difference(before, now);
+    }
+    Some(format!("{key}: {before}, not {now}"))
 }

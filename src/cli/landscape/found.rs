@@ -144,9 +144,9 @@ impl Found {
         }
         if let Some((count, most)) = self.beside() {
             let models = if count == 1 { "a hollow mark lies" } else { "hollow marks lie" };
+            let most = significant(most, 3);
             notes.push(format!(
-                "{models} beside the plane, by {} at most; the number there is another",
-                significant(most, 3)
+                "{models} off the plane, by {most} at most: a model's own loss differs from the colour there"
             ));
         }
         Contours {
@@ -195,7 +195,8 @@ impl Found {
         let energy = self.energy.map_or_else(String::new, |energy| format!(", {:.1} % of the energy", 100.0 * energy));
         let mut text = format!("{}: {columns}×{rows} points{known}{energy}, by {}\n\n", self.title(), self.unit);
         let headings = self.headings();
-        let all: Vec<&str> = ["", "x", "y", "beside"].into_iter().chain(headings.iter().map(String::as_str)).collect();
+        let all: Vec<&str> =
+            ["", "x", "y", "off plane"].into_iter().chain(headings.iter().map(String::as_str)).collect();
         let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| significant(value, 5));
         let place = |value: f64| significant(value, 4);
         let row = |member: &Member| {
@@ -221,7 +222,19 @@ impl Found {
                 if several { format!("where {} is lowest", self.labels[0]) } else { "at the lowest point".to_owned() };
             text += &format!("\nWeights {point}: {} ({})\n", weights.join(","), self.weighted.join(", "));
         }
+        let edges = lowest.iter().filter(|(_, lowest)| self.is_on_edge(lowest.at)).count();
+        if edges > 0 {
+            let points =
+                if several { format!("{edges} of {} lowest points are", lowest.len()) } else { "It is".to_owned() };
+            text += &format!("{points} on the plane's edge: there may be lower ones beyond (--margin)\n");
+        }
         text
+    }
+
+    /// Whether a place is one of the outermost.
+    fn is_on_edge(&self, [x, y]: [f64; 2]) -> bool {
+        let is_end = |places: &[f64], at: f64| places.first() == Some(&at) || places.last() == Some(&at);
+        is_end(&self.lattice.xs, x) || is_end(&self.lattice.ys, y)
     }
 
     pub(super) fn document(&self) -> Value {
@@ -240,7 +253,9 @@ impl Found {
         };
         let lowest = |label: usize| {
             let Lowest { at, value } = self.lowest(label)?;
-            Some(json!({"x": at[0], "y": at[1], "value": value, "weights": self.weights(at)}))
+            Some(json!({
+                "x": at[0], "y": at[1], "value": value, "weights": self.weights(at), "on_edge": self.is_on_edge(at),
+            }))
         };
         let of_label = |label: usize| -> Vec<Vec<Option<f64>>> {
             let row = |row: usize| (0..self.lattice.xs.len()).map(|column| self.value([column, row], label)).collect();

@@ -14,8 +14,9 @@ pub(super) struct Outputs {
     /// Write the numbers as Garipov et al.'s plane.py does, for their plane_plot.py and for NumPy
     ///
     /// `grid[i, j]` is the place of column i and row j; `tr_loss`, and `te_loss` which is the same, the first loss; `tr_err` and `te_err`
-    /// how far it is above the lowest, in per cent of it; `loss_0`, `loss_1`, … the losses of all ranges. `bend_coordinates` are BASE, the second
-    /// model and the first; `curve_coordinates` go straight from one to the next.
+    /// how far it is above the lowest, in per cent of it (`tr_acc` is 100 less that, as their script expects one); `loss_0`, `loss_1`, … the
+    /// losses of all ranges. `bend_coordinates` are BASE, the second model and the first; `curve_coordinates` go straight from one to the
+    /// next; `models` are the places of all, `alphas` and `betas` the axes in lengths of the first two task vectors.
     #[arg(long, value_name = "FILE.npz", value_parser = |text: &str| ending(text, "npz"))]
     npz: Option<PathBuf>,
     /// Write the numbers as a table: a point a row, with its weights

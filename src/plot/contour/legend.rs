@@ -60,20 +60,20 @@ pub(super) fn draw_legend(
 impl Contours {
     /// What signs mean.
     pub(super) fn legend(&self) -> Vec<(Sign, String)> {
-        let mut kinds: Vec<MarkKind> = self.marks.iter().map(|mark| mark.kind).collect();
+        let mut kinds: Vec<(MarkKind, bool)> = self.marks.iter().map(|mark| (mark.kind, mark.beyond)).collect();
         kinds.sort_unstable();
         kinds.dedup();
         let name = |kind: MarkKind| match kind {
             MarkKind::Base => "base",
             MarkKind::Model => "tuned model",
-            MarkKind::Merge => "merge",
+            MarkKind::Merge => "marked model",
             MarkKind::Point => "point",
         };
-        let mut entries: Vec<(Sign, String)> =
-            kinds.iter().map(|kind| (Sign::Mark(*kind, false), name(*kind).to_owned())).collect();
-        if let Some(mark) = self.marks.iter().find(|mark| mark.beyond) {
-            entries.push((Sign::Mark(mark.kind, true), "hollow: beside the plane, at its nearest point".to_owned()));
-        }
+        let entry = |(kind, beyond): &(MarkKind, bool)| {
+            let off = if *beyond { ", off the plane" } else { "" };
+            (Sign::Mark(*kind, *beyond), format!("{}{off}", name(*kind)))
+        };
+        let mut entries: Vec<(Sign, String)> = kinds.iter().map(entry).collect();
         let mut add = |when: bool, sign: Sign, text: &str| {
             if when {
                 entries.push((sign, text.to_owned()));

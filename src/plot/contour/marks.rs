@@ -133,13 +133,13 @@ fn outlined(scene: &mut Scene, mut corners: Vec<Point>, fill: Option<Rgb>) {
 }
 
 pub(super) fn draw_mark(scene: &mut Scene, kind: MarkKind, hollow: bool, centre: Point, scale: f64) {
-    let fill = if kind == MarkKind::Merge { MERGE } else { WHITE };
+    let fill = if kind == MarkKind::Merge { MERGE } else { INK };
     outlined(scene, corners(kind, centre, radius(kind) * scale), (!hollow).then_some(fill));
 }
 
 /// The tip that stands for a mark outside the field: it points from `from` outward to `to`.
 fn draw_tip(scene: &mut Scene, kind: MarkKind, hollow: bool, (from, to): (Point, Point)) {
-    let fill = if kind == MarkKind::Merge { MERGE } else { WHITE };
+    let fill = if kind == MarkKind::Merge { MERGE } else { INK };
     outlined(scene, triangle(from, to, HEAD.1), (!hollow).then_some(fill));
 }
 

@@ -1,11 +1,14 @@
 //! A command of the user's own: what it prints last is a candidate's number.
 
 use super::{Evaluator, Objective};
+use crate::checkpoint::by_extension;
 use crate::error::{Error, Result};
 use crate::recipe::{Models, Plan, Recipe, Selection, Target};
 use crate::stream::{Control, Settings};
 use regex::Regex;
+use std::ffi::OsStr;
 use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// What stands in a template for the candidate's path.
 const MODEL: &str = "{model}";
+/// What Ctrl-C sends.
+const SIGINT: i32 = 2;
 /// How long to wait between looks at a command.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long to read on behind a command's end, where something else holds its output open.
@@ -57,6 +62,11 @@ impl<'a> Command<'a> {
             let message = format!("the command `{template}` has no {MODEL}, in whose place the candidate's path goes");
             return Err(Error::Recipe(message));
         }
+        let is_quoted = |quote: char| template.contains(&format!("{quote}{MODEL}{quote}"));
+        if is_quoted('"') || is_quoted('\'') {
+            let message = format!("leave the quotes around {MODEL} out: the path comes in quotes");
+            return Err(Error::Recipe(message));
+        }
         Ok(Self {
             template: template.to_owned(),
             models,
@@ -85,8 +95,12 @@ impl<'a> Command<'a> {
         let recipe = Recipe { include, exclude, ..Recipe::new("task-arithmetic")?.weights(weights) };
         let unwatched = Control { progress: &|_| {}, ..control };
         let plan = Plan::new(&recipe, self.models, &self.settings, unwatched)?;
-        let ending = if self.models.frame().layout().is_folder { "" } else { ".safetensors" };
-        let path = self.folder.join(format!("candidate-{number}{ending}"));
+        // In the base's own format, where it can be written.
+        let own = by_extension(&self.base).and(self.base.extension());
+        let mut path = self.folder.join(format!("candidate-{number}"));
+        if !self.models.frame().layout().is_folder {
+            path.set_extension(own.unwrap_or(OsStr::new("safetensors")));
+        }
         plan.emit(&Target::new(&path), &self.settings, unwatched)?;
         Ok((path, true))
     }
@@ -108,6 +122,11 @@ impl<'a> Command<'a> {
         let (out, errors) = (Tail::of(child.stdout.take()), Tail::of(child.stderr.take()));
         let status = wait(&mut child, control)?;
         let (out, errors) = (out.text(), errors.text());
+        // A terminal sends the signal to both.
+        control.check()?;
+        if status.signal() == Some(SIGINT) {
+            return Err(Error::Interrupted);
+        }
         if !status.success() {
             let last = errors.trim_end().lines().rev().take(5).collect::<Vec<_>>();
             let last = last.into_iter().rev().collect::<Vec<_>>().join("\n");
