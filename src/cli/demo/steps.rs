@@ -291,9 +291,14 @@ fn plane(story: &mut Story<'_>) -> anyhow::Result<()> {
         lowest.iter().filter_map(|point| Some([point["x"].as_f64()?, point["y"].as_f64()?])).collect();
     if let Some(([x, y], others)) = places.split_first() {
         let farthest = others.iter().map(|at| (at[0] - x).hypot(at[1] - y)).fold(0.0, f64::max);
+        let edges = lowest.iter().filter(|point| point["on_edge"] == true).count();
+        let edges = match edges {
+            0 => String::new(),
+            edges => format!(" ({edges} of {} are on its edge, with lower ones beyond, perhaps)", lowest.len()),
+        };
+        let farthest = significant(farthest, 2);
         story.say(format!(
-            "The lowest points of the ranges lie up to {} from that of all timesteps: what is best for one is not for another.",
-            significant(farthest, 2)
+            "In this plane the ranges' losses are lowest up to {farthest} from where that of all timesteps is{edges}."
         ))?;
     }
     let members = found["models"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -302,11 +307,7 @@ fn plane(story: &mut Story<'_>) -> anyhow::Result<()> {
         let path = PathBuf::from(member["model"].as_str().unwrap_or_default());
         path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     };
-    let most = members.iter().map(loss).fold(0.0, f64::max);
-    let rows = members.iter().map(|member| {
-        let bar = if most > 0.0 { loss(member) / most } else { 0.0 };
-        (vec![label(member), significant(loss(member), 4)], Some(bar))
-    });
+    let rows = members.iter().map(|member| (vec![label(member), significant(loss(member), 5)], None));
     story.table(Table { headings: vec!["model".to_owned(), "loss".to_owned()], rows: rows.collect() })?;
     story.number("lowest", found["lowest"].clone());
     story.number("models", found["models"].clone());
