@@ -16,7 +16,8 @@ impl Lattice {
         let places = |count: usize, (low, high): (f64, f64)| {
             let last = count.saturating_sub(1).max(1) as f64;
             // The same place has the same bits on a lattice of twice as many steps.
-            (0..count).map(|index| low + (high - low) * index as f64 / last).collect()
+            let place = |index: usize| low + (high - low) * index as f64 / last;
+            (0..count).map(|index| if index > 0 && index + 1 == count { high } else { place(index) }).collect()
         };
         Self { xs: places(counts[0], x), ys: places(counts[1], y) }
     }

@@ -71,7 +71,7 @@ fn a_plane_has_its_names_and_levels() -> Result<()> {
         "outside",
         "lowest: 0.0707",
         "0.0707",
-        "off the plane",
+        "marked model, off the plane",
         "task vector",
         "the search",
         "tuned model",
