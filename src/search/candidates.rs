@@ -94,12 +94,6 @@ impl Candidates {
         Ok(Self { tensors, index, models })
     }
 
-    /// How many vectors there are.
-    #[must_use]
-    pub fn models(&self) -> usize {
-        self.models
-    }
-
     /// Bytes that a candidate takes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
